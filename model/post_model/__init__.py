@@ -1,0 +1,1 @@
+"""POST in pure PyTorch: network, targets, losses, fusion, tracker and predictor."""
