@@ -1,0 +1,1 @@
+"""From converted shards to training batches: the plan, its reader, augmentation, and the stream through Ray Data."""

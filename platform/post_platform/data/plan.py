@@ -1,0 +1,203 @@
+"""The plan: position in the run -> clip, as a pure function of its arguments, in constant memory at any length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from post_platform.data.shares import PERIOD, deal, rounded_shares
+from post_platform.errors import DataError
+
+if TYPE_CHECKING:
+    from post_platform.shards.index import Split
+
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),  # step x global_batch + slot
+        ("dataset", pa.int32()),  # index into Plan.datasets
+        ("key", pa.string()),  # <sequence>/<frame> of the clip's last frame
+        ("seed", pa.int64()),  # all randomness of the sample's augmentation
+        ("weight", pa.float32()),  # 0 marks a row that only pads a batch
+        *[(f"{when}_{name}", kind) for when in ("now", "prev") for name, kind in
+          (("shard", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("crc32", pa.uint32()))],
+        ("prev_seconds", pa.float64()),  # time between the two frames; null where prev is synthetic
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """One split's index as arrays; row order is the index's (sequences contiguous, frames in time order)."""
+
+    folder: str
+    table: pa.Table
+    start: np.ndarray  # first row of each row's sequence
+    targets: np.ndarray  # rows a pass draws: the labelled frames
+
+    @classmethod
+    def of(cls, split: Split) -> _Frames:
+        codes = split.index["sequence"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        first = np.r_[True, codes[1:] != codes[:-1]]
+        start = np.maximum.accumulate(np.where(first, np.arange(len(codes)), 0))
+        targets = np.flatnonzero(split.index["labelled"].to_numpy(zero_copy_only=False))
+        if not len(targets):
+            raise DataError(f"{split.dataset}/{split.split} has no labelled frame to train on")
+        return cls(split.folder, split.index.combine_chunks(), start, targets)
+
+
+class Plan:
+    """Which clip stands at which position of a run, for ever, without computing the positions before it.
+
+    Guarantees: every global batch, and the run so far, holds each dataset's share to within one sample; within a
+    pass over a dataset every labelled frame is drawn exactly once, and each pass has another order; a clip depends
+    on nothing but the arguments here and its position.
+
+    A clip is a labelled frame and the frame `stride` earlier in its sequence (as early as there is; none for the
+    first frame and for stills).
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[Split],
+        global_batch: int,
+        stride: tuple[int, int] = (1, 1),
+        alpha: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Plan over `splits`.
+
+        Args:
+            splits: one training split per dataset; the order is the order of `dataset` in the rows.
+            global_batch: samples per optimiser step, over all ranks.
+            stride: smallest and largest distance (frames) between the two frames of a clip.
+            alpha: a dataset's share ~ (its labelled frames)^alpha; 0 gives equal shares.
+            seed: of the shuffles and of every sample's augmentation.
+        """
+        self.datasets = tuple(split.dataset for split in splits)
+        self.folders = tuple(split.folder for split in splits)
+        self.global_batch, self.stride, self.alpha, self.seed = global_batch, stride, alpha, seed
+        self._frames = [_Frames.of(split) for split in splits]
+        self.shares = rounded_shares([len(frames.targets) for frames in self._frames], alpha)
+        self._counts = deal(self.shares, global_batch)
+        self._before = np.cumsum(self._counts, axis=0) - self._counts
+        arguments = [(s.dataset, s.split, s.manifest["index_sha256"]) for s in splits]
+        described = json.dumps([arguments, global_batch, stride, alpha, seed])
+        self.digest = hashlib.sha256(described.encode()).hexdigest()
+
+    def draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Dataset of each position, and how many samples of that dataset the run has drawn before it.
+
+        Shape: (N,) int64 -> two (N,) int64.
+        """
+        batches, slots = np.divmod(np.asarray(positions, np.int64), self.global_batch)
+        dataset, nth = np.empty_like(batches), np.empty_like(batches)
+        for batch in np.unique(batches):
+            row = batch % PERIOD
+            counts = self._counts[row]
+            here = batches == batch
+            order, within = _interleaved(counts)
+            dataset[here] = order[slots[here]]
+            total = self.global_batch * self.shares  # samples of each dataset in one period, an integer
+            nth[here] = (batch // PERIOD * total + self._before[row])[dataset[here]] + within[slots[here]]
+        return dataset, nth
+
+    def rows(self, positions: np.ndarray) -> pa.Table:
+        """The clips at `positions`, in their order, as rows of ROW_SCHEMA with weight 1."""
+        positions = np.asarray(positions, np.int64)
+        dataset, nth = self.draws(positions)
+        parts = [self._clips(d, positions[dataset == d], nth[dataset == d]) for d in range(len(self._frames))]
+        order = np.argsort(np.concatenate([np.flatnonzero(dataset == d) for d in range(len(self._frames))]))
+        return pa.concat_tables(parts).take(order)
+
+    def _clips(self, d: int, positions: np.ndarray, nth: np.ndarray) -> pa.Table:
+        """Rows of dataset `d` for its `nth` draws."""
+        frames = self._frames[d]
+        passes, rank = np.divmod(nth, len(frames.targets))
+        drawn = np.empty_like(rank)
+        for number in np.unique(passes):
+            here = passes == number
+            drawn[here] = shuffled(rank[here], len(frames.targets), mix(self.seed, d, int(number)))
+        now = frames.targets[drawn]
+        seeds = mix(self.seed, 1 << 20, positions)
+        low, high = self.stride
+        distance = low + (seeds >> np.uint64(32)).astype(np.int64) % (high - low + 1)
+        prev = np.maximum(now - distance, frames.start[now])
+        columns = {name: frames.table[name] for name in ("shard", "offset", "length", "crc32")}
+        single = prev == now
+        names, numbers = (frames.table[name].take(pa.array(now)).to_pylist() for name in ("sequence", "frame"))
+        keys = [f"{name}/{number:06d}" for name, number in zip(names, numbers, strict=True)]
+        data: dict[str, pa.Array] = {
+            "position": pa.array(positions),
+            "dataset": pa.array(np.full(len(now), d, np.int32)),
+            "key": pa.array(keys, pa.string()),
+            "seed": pa.array((seeds & np.uint64(2**63 - 1)).astype(np.int64)),
+            "weight": pa.array(np.ones(len(now), np.float32)),
+        }
+        take_prev = pa.array(prev, mask=single)  # a null index takes a null
+        for name, column in columns.items():
+            data[f"now_{name}"] = column.take(pa.array(now)).combine_chunks()
+            data[f"prev_{name}"] = column.take(take_prev).combine_chunks()
+        data["prev_seconds"] = pa.array(self._seconds(frames, prev, now), pa.float64(), mask=single)
+        return pa.table({field.name: data[field.name].cast(field.type) for field in ROW_SCHEMA}, schema=ROW_SCHEMA)
+
+    @staticmethod
+    def _seconds(frames: _Frames, prev: np.ndarray, now: np.ndarray) -> np.ndarray:
+        """Seconds from frame `prev` to frame `now` of one sequence (rows of the index)."""
+        steps = frames.table["seconds_since_previous"].to_numpy(zero_copy_only=False)
+        total = np.zeros(len(now))
+        for back in range(int((now - prev).max(initial=0))):
+            total += np.where(now - back > prev, np.nan_to_num(steps[now - back]), 0.0)
+        return total
+
+
+def _interleaved(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spread a batch's samples so that any run of slots (a rank's part) holds about its share of each dataset.
+
+    Shape: (D,) -> dataset of each slot (B,), and which of that dataset's samples in the batch it is (B,).
+    """
+    dataset = np.repeat(np.arange(len(counts)), counts)
+    within = np.concatenate([np.arange(count) for count in counts])
+    order = np.argsort((within + 0.5) / counts[dataset], kind="stable")
+    return dataset[order], within[order]
+
+
+def mix(seed: int, stream: int, value: np.ndarray | int) -> np.ndarray:
+    """Hash (seed, stream, value) to 64 well-mixed bits; element-wise over `value`.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators").
+    """
+    with np.errstate(over="ignore"):
+        x = np.asarray(value, np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64((seed * 0x10001 + stream) % 2**64)
+        for _ in range(2):
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = (x ^ (x >> np.uint64(31))) + np.uint64(0x9E3779B97F4A7C15)
+        return x
+
+
+def shuffled(rank: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
+    """Element `rank` of a pseudo-random permutation of range(size), without building the permutation.
+
+    A Feistel network permutes the smallest square of a power of two that holds `size`; values that fall outside
+    are sent through again, which keeps it a permutation (cycle walking) and needs fewer than 4 rounds on average.
+
+    Shape: (N,) int64 below `size`; key a 64-bit scalar -> (N,) int64.
+    Source: Black and Rogaway, "Ciphers with arbitrary finite domains".
+    """
+    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    value, outside = np.asarray(rank).astype(np.uint64), np.ones(len(rank), bool)
+    while outside.any():
+        left, right = value[outside] >> half, value[outside] & mask
+        for turn in range(4):
+            left, right = right, left ^ (mix(int(key), turn, right) & mask)
+        value[outside] = (left << half) | right
+        outside = value >= np.uint64(size)
+    return value.astype(np.int64)
