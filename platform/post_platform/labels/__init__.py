@@ -1,0 +1,31 @@
+"""Label contracts: what a dataset's own classes mean, in terms of one unified taxonomy."""
+
+from post_platform.labels.contract import DATASETS, Contract, NativeClass, available, load_contract
+from post_platform.labels.sets import (
+    UNIDENTIFIED,
+    allowed_sets,
+    label_problem,
+    legal_classes,
+    negative_centers,
+    projection,
+    thing_table,
+)
+from post_platform.labels.taxonomy import VOID, Taxonomy, taxonomy
+
+__all__ = [
+    "DATASETS",
+    "UNIDENTIFIED",
+    "VOID",
+    "Contract",
+    "NativeClass",
+    "Taxonomy",
+    "allowed_sets",
+    "available",
+    "label_problem",
+    "legal_classes",
+    "load_contract",
+    "negative_centers",
+    "projection",
+    "taxonomy",
+    "thing_table",
+]
