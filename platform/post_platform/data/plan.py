@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -115,6 +115,11 @@ class Plan:
         parts = [self._clips(d, positions[dataset == d], nth[dataset == d]) for d in range(len(self._frames))]
         order = np.argsort(np.concatenate([np.flatnonzero(dataset == d) for d in range(len(self._frames))]))
         return pa.concat_tables(parts).take(order)
+
+    def replacement(self, position: int, dataset: int, attempt: int) -> dict[str, Any]:
+        """Another clip of `dataset` for a position whose own cannot be read; depends on (position, attempt) alone."""
+        nth = mix(self.seed, (1 << 21) + attempt, np.array([position])) % np.uint64(2**40)
+        return self._clips(dataset, np.array([position]), nth.astype(np.int64)).to_pylist()[0]
 
     def _clips(self, d: int, positions: np.ndarray, nth: np.ndarray) -> pa.Table:
         """Rows of dataset `d` for its `nth` draws."""

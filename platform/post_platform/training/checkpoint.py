@@ -1,0 +1,82 @@
+"""Checkpoint folders that are whole or do not exist: MANIFEST.json with every file's sha256 is written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from post_platform.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "MANIFEST.json"
+
+
+def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Write checkpoint `step` through `write(path)` and drop the oldest beyond `keep`.
+
+    A kill at any moment leaves either the whole checkpoint or a folder without MANIFEST.json, which nothing reads.
+    """
+    final = folder / f"step_{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    for stale in (partial, final):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    files = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+    _write_durably(partial / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+    os.rename(partial, final)
+    for old in whole(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def whole(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if (path / MANIFEST).is_file())
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, the only authority on where a run continues; half-written ones are named."""
+    for partial in folder.glob(".step_*.partial"):
+        logger.warning("ignoring half-written checkpoint %s", partial)
+    found = whole(folder)
+    return found[-1] if found else None
+
+
+def verify(path: Path) -> None:
+    """Check every file against the manifest.
+
+    Raises:
+        DataError: no manifest, or a file that is missing or differs, by name.
+    """
+    if not (path / MANIFEST).is_file():
+        raise DataError(f"{path} is not a checkpoint: it has no {MANIFEST}", f"list the folder: ls {path.parent}")
+    for name, expected in json.loads((path / MANIFEST).read_text())["files"].items():
+        if not (path / name).is_file():
+            raise DataError(f"checkpoint {path}: {name} is missing")
+        if (got := sha256(path / name)) != expected:
+            raise DataError(f"checkpoint {path}: {name} is damaged (sha256 {got[:12]}, expected {expected[:12]})")
+
+
+def read_state(path: Path) -> dict:
+    """The run's state at this checkpoint: step, position, seed, ledger hash, resolved config, MLflow run id."""
+    return json.loads((path / "state.json").read_text())
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
