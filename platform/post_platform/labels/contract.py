@@ -39,7 +39,7 @@ class NativeClass(_Strict):
     """One class as its dataset numbers it, and the unified classes that a pixel with this label may be.
 
     `unified` (primary) sets are disjoint within a dataset and define evaluation; `also` are further classes such a
-    pixel may really be, used in training only. The last five fields are facts of the dataset that nothing computes with.
+    pixel may really be, used in training only. The last five are facts that nothing computes with.
     """
 
     id: int = Field(ge=0, lt=VOID)
@@ -151,8 +151,8 @@ class Contract(_Strict):
         names = [entry.name for entry in self.classes]
         if self.num_classes != len(ids):
             raise ValueError(f"num_classes is {self.num_classes}, but {len(ids)} classes are listed")
-        for label, values in (("id", ids), ("name", names)):
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
+        for label, values in (("id", list(map(str, ids))), ("name", names)):
+            twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"class {label} {', '.join(twice)} appears twice")
         if self.background is not None and 0 in ids:
@@ -178,10 +178,8 @@ class Contract(_Strict):
                 raise ValueError(f"class {entry.name!r}: `also` repeats {', '.join(repeated) or 'a name'}")
         known = taxonomy().names
         excludes = self.background.excludes if self.background else ()
-        for where, listed in [
-            *((entry.name, entry.unified + entry.also) for entry in self.classes),
-            ("background", excludes),
-        ]:
+        sets = [(entry.name, entry.unified + entry.also) for entry in self.classes]
+        for where, listed in [*sets, ("background", excludes)]:
             for name in listed:
                 if name not in known:
                     raise ValueError(f"{where!r} names the unknown unified class {name!r}{nearest(name, known)}")
