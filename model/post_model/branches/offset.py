@@ -1,0 +1,55 @@
+"""Offset from every object pixel to its object's centre."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from post_model.batch import Batch
+from post_model.branches import LossSettings
+from post_model.decoder import Widths, fusion_conv
+from post_model.layers import Norm, predictor
+from post_model.objects import Objects
+from post_model.taxonomy import LabelTables
+
+DECODER = "instance"
+SCALE = 4
+
+
+class Head(nn.Sequential):
+    """One fusion convolution and the predictor of (dy, dx)."""
+
+    def __init__(self, channels: int, num_classes: int, widths: Widths, depthwise: bool, norm: Norm) -> None:
+        super().__init__(fusion_conv(channels, widths.head, widths, depthwise, norm), predictor(widths.head, 2))
+
+
+def loss(predicted: Tensor, batch: Batch, tables: LabelTables, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Sum |error| in y and x over the pixels that belong to an object.
+
+    Shape: predicted (B, 2, H, W) -> total and count (number of such pixels), float32 scalars.
+    """
+    target, weight = offset_target(batch.objects)
+    weight = weight * batch.weight[:, None, None]
+    return ((predicted.float() - target).abs().sum(1) * weight).sum(), weight.sum()
+
+
+def offset_target(objects: Objects) -> tuple[Tensor, Tensor]:
+    """Aim every object pixel at the centre of its object.
+
+    Shape: -> offset (B, 2, H, W) float32, weight (B, H, W) bool; both 0 outside objects.
+    Units: pixels of the crop, (dy, dx), added to the pixel's own (y, x).
+    """
+    return aim(objects, objects.center[objects.owner], torch.ones_like(objects.pixel, dtype=torch.bool))
+
+
+def aim(objects: Objects, goal: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Paint, on the object pixels where `known`, the offset to their `goal`.
+
+    Shape: goal (P, 2) float64, known (P,) bool -> offset (B, 2, H, W) float32, weight (B, H, W) bool.
+    """
+    batch, height, width = objects.shape
+    offset = torch.zeros(batch * height * width, 2, device=goal.device)
+    weight = torch.zeros(batch * height * width, dtype=torch.bool, device=goal.device)
+    offset[objects.pixel] = ((goal - objects.position()) * known[:, None]).float()
+    weight[objects.pixel] = known
+    return offset.view(batch, height, width, 2).permute(0, 3, 1, 2), weight.view(objects.shape)

@@ -1,0 +1,102 @@
+"""Class of every pixel, learned from labels that may only restrict it to a set of classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from post_model.batch import Batch
+from post_model.branches import LossSettings
+from post_model.decoder import Widths, fusion_conv
+from post_model.layers import Norm, predictor
+from post_model.taxonomy import LabelTables
+
+DECODER = "semantic"
+SCALE = 1
+
+
+class Head(nn.Sequential):
+    """One fusion convolution and the class predictor."""
+
+    def __init__(self, channels: int, num_classes: int, widths: Widths, depthwise: bool, norm: Norm) -> None:
+        super().__init__(fusion_conv(channels, channels, widths, depthwise, norm), predictor(channels, num_classes))
+
+
+def loss(predicted: Tensor, batch: Batch, tables: LabelTables, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Sum, over the hardest informative pixels of each sample, minus the log-probability of the label's set.
+
+    A pixel whose set is everything (void) has no loss and is not counted. Mining is per sample, so the result does not
+    depend on which samples share a batch.
+
+    Shape: predicted (B, C, H, W) logits -> total and count (number of pixels kept), float32 scalars.
+    """
+    values = set_loss(predicted, batch.classes, tables.allowed[batch.dataset])
+    rows = torch.arange(len(values), device=values.device)[:, None, None]
+    informative = tables.informative()[batch.dataset][rows, batch.classes.long()] & (batch.weight > 0)[:, None, None]
+    keep = hardest(values.detach(), informative, settings.hard_fraction)
+    weight = keep * batch.weight[:, None, None]
+    return (values * weight).sum(), weight.sum()
+
+
+def set_loss(logits: Tensor, classes: Tensor, allowed: Tensor) -> Tensor:
+    """Return logsumexp(z) - logsumexp(z[S]) of each pixel, in float32 whatever the logits are.
+
+    S is the row of `allowed` that the pixel's class selects. An empty S gives 0, like a full one.
+
+    Shape: logits (B, C, H, W), classes (B, H, W) uint8, allowed (B, 256, C) bool -> (B, H, W).
+    """
+    out: Tensor = _SetLoss.apply(logits, classes, allowed)
+    return out
+
+
+def hardest(values: Tensor, among: Tensor, fraction: float) -> Tensor:
+    """Mark, in each sample, the ceil(fraction x n) largest of its n values in `among`; equals of the last one too.
+
+    Shape: values (B, H, W) >= 0, among (B, H, W) bool -> (B, H, W) bool.
+    """
+    if fraction >= 1:
+        return among
+    candidates = values.masked_fill(~among, -1.0).flatten(1)
+    wanted = (among.flatten(1).sum(1) * fraction).ceil().long()
+    ranked = candidates.topk(math.ceil(candidates.shape[1] * fraction), dim=1).values
+    least = ranked.gather(1, (wanted - 1).clamp(0, ranked.shape[1] - 1)[:, None])
+    return among & (values >= least[:, :, None])
+
+
+class _SetLoss(torch.autograd.Function):
+    """Keeps two maps per sample instead of a second copy of the logits, and works through the batch by sample.
+
+    The gradient is softmax(z) - softmax(z restricted to S).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, classes: Tensor, allowed: Tensor) -> Tensor:
+        total = torch.empty(classes.shape, dtype=torch.float32, device=logits.device)
+        inside = torch.empty_like(total)
+        for sample, z in enumerate(logits):
+            z = z.float()
+            torch.logsumexp(z, 0, out=total[sample])
+            torch.logsumexp(
+                z.masked_fill(~_members(allowed[sample], classes[sample]), -torch.inf), 0, out=inside[sample]
+            )
+        ctx.save_for_backward(logits, classes, allowed, total, inside)
+        return torch.where(inside == -torch.inf, 0.0, (total - inside).clamp_(min=0))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, classes, allowed, total, inside = ctx.saved_tensors
+        upstream = torch.where(inside == -torch.inf, 0.0, gradients[0])
+        result = torch.empty_like(logits)
+        for sample, z in enumerate(logits):
+            z = z.float()
+            outside = (z - inside[sample]).exp_().masked_fill_(~_members(allowed[sample], classes[sample]), 0.0)
+            result[sample] = (z - total[sample]).exp_().sub_(outside).mul_(upstream[sample])
+        return result, None, None
+
+
+def _members(allowed: Tensor, classes: Tensor) -> Tensor:
+    """(256, C), (H, W) -> (C, H, W): is the class in the pixel's set."""
+    return allowed.T[:, classes.long()]
