@@ -1,0 +1,113 @@
+"""Panoptic quality: PQ = SQ x RQ per class, averaged over classes; and the class IoU that belongs beside it.
+
+Definition: a predicted and a true segment of one class match when their IoU is above 0.5. TP = matches, FP and FN =
+segments without a match, SQ = mean IoU of the matches, RQ = TP / (TP + FP/2 + FN/2), PQ = SQ x RQ.
+
+Source: Kirillov et al., "Panoptic Segmentation" (2019), with the rules of panopticapi's evaluation:
+  - IoU > 0.5 is strict, and the union leaves out the prediction's pixels on void truth (crowd stays in);
+  - an unmatched prediction is dropped when more than half of it lies on void or on crowd of its own class;
+  - a class enters the averages when it has a TP, FP or FN.
+Deviations: truth areas are counted, not read from the JSON (where a wrong one gives IoU above 1); all crowd of a class
+counts as one region, where panopticapi knows only the last crowd segment of a class in an image; where nothing is to be
+averaged we say None, where panopticapi divides by zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from post_platform.labels import UNIDENTIFIED, VOID
+from post_platform.metrics.segments import group, mean, ratio, rows_of
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Matches of one class over all frames; `iou` is the sum over the true positives."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    iou: float = 0.0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """PQ, SQ and RQ as ratios over `num_classes` classes; None when there is no class to average."""
+
+    pq: float | None
+    sq: float | None
+    rq: float | None
+    num_classes: int
+
+
+def count_matches(table: pa.Table, classes: Collection[int]) -> dict[int, Counts]:
+    """Matches of every class in `classes`; segments of other classes (a background) are neither matched nor missed.
+
+    Every (class, instance) of a frame is a segment of the truth, every (class, track) one of the prediction.
+    """
+    rows = rows_of(table)
+    counted = np.isin(np.arange(VOID + 1), list(classes))
+    counted[VOID] = False
+
+    truth = group(rows.moment, rows.truth_class, rows.truth_instance)
+    pred = group(rows.moment, rows.pred_class, rows.pred_track)
+    truth_area, pred_area = truth.total(rows.pixels), pred.total(rows.pixels)
+    on_void = pred.total(rows.pixels * rows.void)
+    excused = on_void + pred.total(rows.pixels * (rows.crowd & (rows.truth_class == rows.pred_class)))
+
+    # A row is a pair of segments of one frame, but the same pair may come from several tables: sum it first.
+    pair = group(truth.of_row, pred.of_row)
+    t, p = pair.keys.T
+    shared = pair.total(rows.pixels)
+    union = truth_area[t] + pred_area[p] - shared - on_void[p]
+    same_class = truth.keys[t, 1] == pred.keys[p, 1]
+    is_truth = counted[truth.keys[:, 1]] & (truth.keys[:, 2] != UNIDENTIFIED)
+    matched = is_truth[t] & same_class & (2 * shared > union)
+    is_pred = counted[pred.keys[:, 1]]
+    missed, spurious = is_truth.copy(), is_pred & (2 * excused <= pred_area)
+    missed[t[matched]] = False
+    spurious[p[matched]] = False
+
+    tp = np.bincount(truth.keys[t[matched], 1], minlength=VOID + 1)
+    iou = np.bincount(truth.keys[t[matched], 1], weights=shared[matched] / union[matched], minlength=VOID + 1)
+    fn = np.bincount(truth.keys[missed, 1], minlength=VOID + 1)
+    fp = np.bincount(pred.keys[spurious, 1], minlength=VOID + 1)
+    return {c: Counts(int(tp[c]), int(fp[c]), int(fn[c]), float(iou[c])) for c in sorted(classes)}
+
+
+def class_quality(counts: Counts) -> Quality:
+    """PQ, SQ and RQ of one class; all None when it occurs neither in the truth nor in the prediction.
+
+    Source: as panopticapi, SQ is 0 when the class occurs but nothing of it matches.
+    """
+    weight = counts.tp + counts.fp / 2 + counts.fn / 2
+    if not weight:
+        return Quality(None, None, None, 0)
+    return Quality(ratio(counts.iou, weight), ratio(counts.iou, counts.tp) or 0.0, ratio(counts.tp, weight), 1)
+
+
+def average(counts: Mapping[int, Counts], classes: Collection[int]) -> Quality:
+    """Plain mean of PQ, of SQ and of RQ over those of `classes` that occur."""
+    present = [quality for c in classes if (quality := class_quality(counts[c])).num_classes]
+    return Quality(
+        mean([q.pq for q in present]), mean([q.sq for q in present]), mean([q.rq for q in present]), len(present)
+    )
+
+
+def class_iou(table: pa.Table, classes: Collection[int]) -> dict[int, float | None]:
+    """Intersection over union of each class's pixels over the whole table; None for a class in neither map.
+
+    Truth void is left out; a predicted void or background pixel is a miss of its true class and of nothing else.
+    Source: the confusion-matrix IoU of the Cityscapes benchmark.
+    """
+    rows = rows_of(table)
+    rows = rows.where(~rows.void)
+    truth = np.bincount(rows.truth_class, weights=rows.pixels, minlength=VOID + 1)
+    pred = np.bincount(rows.pred_class, weights=rows.pixels, minlength=VOID + 1)
+    agree = rows.truth_class == rows.pred_class
+    both = np.bincount(rows.truth_class[agree], weights=rows.pixels[agree], minlength=VOID + 1)
+    return {c: ratio(both[c], truth[c] + pred[c] - both[c]) for c in sorted(classes)}

@@ -1,0 +1,97 @@
+"""Segments of a contingency table: compact numbers for them, their areas, and what pairs of them share.
+
+The step between the table and a metric: no class rules here, only exact sums over rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from post_platform.labels import UNIDENTIFIED, VOID
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table as arrays of one length; `video` and `moment` number the sequences and the frames.
+
+    Both are ascending in (dataset, sequence) and (dataset, sequence, frame), whatever the order of the rows.
+    """
+
+    video: np.ndarray
+    moment: np.ndarray
+    truth_class: np.ndarray
+    truth_instance: np.ndarray
+    pred_class: np.ndarray
+    pred_track: np.ndarray
+    pixels: np.ndarray
+
+    @property
+    def void(self) -> np.ndarray:
+        """Rows whose truth says nothing."""
+        return self.truth_class == VOID
+
+    @property
+    def crowd(self) -> np.ndarray:
+        """Rows whose truth is a thing without identity."""
+        return self.truth_instance == UNIDENTIFIED
+
+    def where(self, keep: np.ndarray) -> Rows:
+        """The rows for which `keep` is true, with the same numbers of sequences and frames."""
+        return Rows(**{name: column[keep] for name, column in vars(self).items()})
+
+
+def rows_of(table: pa.Table) -> Rows:
+    """A contingency table as int64 arrays."""
+    names = pc.binary_join_element_wise(table["dataset"], table["sequence"], "/").combine_chunks().dictionary_encode()
+    rank = np.argsort(np.argsort(names.dictionary.to_numpy(zero_copy_only=False).astype(str)))
+    video = rank[names.indices.to_numpy()] if len(rank) else np.zeros(0, np.int64)
+    moment = group(video, table["frame"].to_numpy()).of_row
+    columns = ("truth_class", "truth_instance", "pred_class", "pred_track", "pixels")
+    return Rows(video, moment, *(table[name].to_numpy().astype(np.int64) for name in columns))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Distinct key tuples in ascending order (`keys`, (n, k)), and for each row the index of its own (`of_row`)."""
+
+    keys: np.ndarray
+    of_row: np.ndarray
+
+    def total(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels per group: exact integers."""
+        sums = np.zeros(len(self.keys), np.int64)
+        np.add.at(sums, self.of_row, pixels)
+        return sums
+
+
+def group(*columns: np.ndarray) -> Groups:
+    """Group rows by the tuple of their values in `columns`.
+
+    Deviation from the obvious `np.unique(axis=1)`: columns are combined one by one into compact integer codes, which is
+    an order of magnitude faster than sorting tuples.
+    """
+    keys = np.zeros((1, 0), np.int64)
+    codes = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, inverse = np.unique(column, return_inverse=True)
+        if not len(values):
+            return Groups(np.zeros((0, len(columns)), np.int64), codes)
+        combined, codes = np.unique(codes * len(values) + inverse, return_inverse=True)
+        keys = np.column_stack([keys[combined // len(values)], values[combined % len(values)]])
+    return Groups(keys, codes)
+
+
+def ratio(numerator: Any, denominator: Any) -> float | None:
+    """`numerator / denominator` as a float; None, not infinity, when the denominator is 0."""
+    return float(numerator) / float(denominator) if denominator else None
+
+
+def mean(values: list[float | None]) -> float | None:
+    """Mean of the defined values; None when there is none."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
