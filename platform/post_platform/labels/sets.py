@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,20 +45,25 @@ def thing_table(contract: Contract) -> NDArray[np.bool_]:
     return table
 
 
-def negative_centers(contract: Contract) -> NDArray[np.bool_]:
+def negative_centers(contract: Contract, things: Collection[str] | None = None) -> NDArray[np.bool_]:
     """True where the label proves that no object's centre lies there, outside the instances drawn.
 
     Proof: a thing class labelled one by one (the pixel belongs to the instance drawn there), or a stuff class none of
     whose allowed classes (`unified` and `also`) is a thing. KITTI-STEP's bus is stuff there and a thing in the
     taxonomy, so it proves nothing; neither do void and background. Pixels of a crowd are the caller's to leave out.
 
+    Args:
+        contract: the dataset's label contract.
+        things: the unified classes that can be objects; by default those that the taxonomy calls things.
+
     Shape: (256,).
     """
-    things = {name for name, isthing in zip(taxonomy().names, taxonomy().isthing, strict=True) if isthing}
+    if things is None:
+        things = {name for name, isthing in zip(taxonomy().names, taxonomy().isthing, strict=True) if isthing}
     table = thing_table(contract)
     for entry in contract.classes:
         if not entry.isthing:
-            table[entry.id] = things.isdisjoint(entry.unified + entry.also)
+            table[entry.id] = set(things).isdisjoint(entry.unified + entry.also)
     return table
 
 

@@ -1,0 +1,125 @@
+"""What lies in a converted split: one index row per frame, and the manifest without which the split does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from post_platform import storage
+from post_platform.errors import ConfigError, DataError, nearest
+from post_platform.labels import DATASETS, load_contract
+
+FORMAT = "post-shards/1"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("sequence", pa.string()),
+        ("frame", pa.int32()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),  # of the first member's header
+        ("length", pa.int64()),  # whole blocks, padding included
+        ("crc32", pa.uint32()),  # of the slice
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("labelled", pa.bool_()),
+        ("seconds_since_previous", pa.float64()),  # null for the first frame of a sequence
+        ("source_video", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A converted split: where it lies, its index in storage order, its manifest."""
+
+    dataset: str
+    split: str
+    folder: str
+    index: pa.Table
+    manifest: dict[str, Any]
+
+
+def convert_command(dataset: str, split: str, source: str = "<folder>") -> str:
+    """The command that writes this split again."""
+    return f"write it again: python pipelines/convert.py {dataset} --source {source} --out <root> --split {split}"
+
+
+def encode_index(index: pa.Table) -> bytes:
+    """The index as Parquet; the same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(index, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_split(root: storage.Location, dataset: str, split: str) -> Split:
+    """A converted split, its index verified against the manifest, its manifest against the label contract.
+
+    Raises: DataError when there is none, it was only half written, or it belongs to another contract or format.
+    """
+    folder = storage.join(storage.absolute(root), dataset, split)
+    where = f"{dataset}/{split}"
+    again = convert_command(dataset, split)
+    contract = load_contract(dataset)
+    if not storage.exists(storage.join(folder, "manifest.json")):
+        found = converted(root).get(dataset, [])
+        raise DataError(f"{where}: not converted under {root}; converted: {', '.join(found) or 'no split'}", hint=again)
+    try:
+        manifest = json.loads(storage.read_bytes(storage.join(folder, "manifest.json")))
+        if manifest["format"] != FORMAT:
+            raise DataError(f"{where}: format is {manifest['format']!r}, this version reads {FORMAT!r}", hint=again)
+        if manifest["contract"] != contract.native_hash():
+            raise DataError(
+                f"{where}: was written with other native classes than labels/{dataset}.yaml has", hint=again
+            )
+        parquet = storage.read_bytes(storage.join(folder, "index.parquet"))
+        if hashlib.sha256(parquet).hexdigest() != manifest["index_sha256"]:
+            raise DataError(f"{where}: index.parquet is damaged: its SHA-256 is not the manifest's", hint=again)
+        index = pq.read_table(io.BytesIO(parquet)).cast(INDEX_SCHEMA)
+    except (KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
+        raise DataError(f"{where}: manifest.json or index.parquet is malformed: {error!r}", hint=again) from error
+    return Split(dataset, split, folder, index, manifest)
+
+
+def converted(root: storage.Location) -> dict[str, list[str]]:
+    """Dataset -> its converted splits under a root, both sorted; half-written splits do not count.
+
+    Raises: DataError when there is no converted split at all.
+    """
+    found: dict[str, list[str]] = {}
+    for dataset in storage.list_names(root):
+        if dataset not in DATASETS:
+            continue
+        folder = storage.join(root, dataset)
+        splits = [s for s in storage.list_names(folder) if storage.exists(storage.join(folder, s, "manifest.json"))]
+        if splits:
+            found[dataset] = splits
+    if not found:
+        raise DataError(f"no converted dataset under {root}", hint="make quickstart")
+    return found
+
+
+def locate(path: str, split: str | None = None) -> tuple[str, str, list[str]]:
+    """Take `ROOT/DATASET` or `ROOT/DATASET/SPLIT` apart: root, dataset, the converted splits meant.
+
+    Raises: ConfigError when no dataset is named there, DataError when the split is not converted.
+    """
+    parts = storage.absolute(path).rsplit("/", 2)
+    if parts[-1] not in DATASETS and len(parts) == 3 and parts[-2] in DATASETS:
+        root, dataset, split = parts[0], parts[1], split or parts[2]
+    else:
+        root, dataset = "/".join(parts[:-1]), parts[-1]
+    if dataset not in DATASETS:
+        raise ConfigError(f"{path} does not end in a dataset's name{nearest(dataset, DATASETS)}")
+    splits = converted(root).get(dataset, [])
+    if not splits or (split is not None and split not in splits):
+        wanted = f"{dataset}/{split}" if split else dataset
+        raise DataError(
+            f"{wanted}: not converted under {root}; converted: {', '.join(splits) or 'no split'}",
+            hint=convert_command(dataset, split or "train"),
+        )
+    return root, dataset, [split] if split else splits

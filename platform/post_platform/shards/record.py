@@ -1,0 +1,182 @@
+"""One frame <-> its tar members `<key>.{image.jpg|image.png, label.png, meta.json}`; same input, same bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from post_platform.datasets.frame import Label
+from post_platform.errors import DataError
+from post_platform.labels import VOID
+
+MAX_MEMBER_BYTES = 1 << 28
+MAX_PIXELS = 1 << 26
+JPEG_QUALITY = 95
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, tarfile.TarError)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A decoded frame. Shape: image (H, W, 3) uint8 RGB, classes (H, W) uint8, instances (H, W) uint16."""
+
+    key: str
+    image: NDArray[np.uint8]
+    classes: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image as it lies in a shard: encoded bytes, `jpg` or `png`, and its size in pixels."""
+
+    content: bytes
+    suffix: str
+    height: int
+    width: int
+
+
+def store_image(content: bytes, where: str, lossless: bool = False) -> StoredImage:
+    """A photograph in the form that shards keep: a JPEG stays as it is, byte for byte; a PNG becomes one.
+
+    The PNG is re-encoded at quality 95 without chroma subsampling; under `lossless` it stays a PNG.
+
+    Raises: DataError naming `where` when the image cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "MPO", "PNG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{where}: image is {image.height}x{image.width}, more than {MAX_PIXELS} pixels")
+            image.load()
+            if image.format != "PNG":
+                return StoredImage(content, "jpg", image.height, image.width)
+            if lossless and image.mode in ("RGB", "L"):
+                return StoredImage(content, "png", image.height, image.width)
+            buffer = io.BytesIO()
+            rgb = image.convert("RGB")
+            if lossless:
+                rgb.save(buffer, "PNG")
+            else:
+                rgb.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
+            return StoredImage(buffer.getvalue(), "png" if lossless else "jpg", image.height, image.width)
+    except DAMAGE as error:
+        raise DataError(f"{where}: image cannot be read: {' '.join(str(error).split())}") from error
+
+
+def encode(key: str, image: StoredImage, label: Label | None, facts: Mapping[str, Any]) -> bytes:
+    """The frame's slice of a tar, padding included; it is itself a readable tar. Label None = all void.
+
+    `facts` goes to meta.json, with the image's size, whether the frame is labelled, and the native instance ids.
+
+    Raises: DataError when label and image differ in size, or the key is too long for a tar header.
+    """
+    shape = (image.height, image.width)
+    label_or_void = label or Label(np.full(shape, VOID, np.uint8), np.zeros(shape, np.uint16))
+    if label_or_void.classes.shape != shape:
+        got = "x".join(map(str, label_or_void.classes.shape))
+        raise DataError(f"{key}: label is {got}, image is {image.height}x{image.width}")
+    meta = {
+        **facts,
+        "height": image.height,
+        "width": image.width,
+        "labelled": label is not None,
+        "instances": label_or_void.native_ids,
+    }
+    members = {
+        f"image.{image.suffix}": image.content,
+        "label.png": _encode_label(label_or_void),
+        "meta.json": json.dumps(meta, sort_keys=True, separators=(",", ":")).encode(),
+    }
+    return b"".join(_member(f"{key}.{suffix}", content) for suffix, content in members.items())
+
+
+def decode(data: bytes, where: str = "") -> Record:
+    """The frame in a slice of a shard. `where` (dataset/shard) goes into messages.
+
+    Raises: DataError naming `where`, key and member when anything is missing, damaged, too large or contradictory.
+    """
+    key, members = _members(data, where)
+    place = f"{where}, sample {key}" if where else f"sample {key}"
+    image_name = next((name for name in ("image.jpg", "image.png") if name in members), "")
+    for name in (image_name or "image.jpg", "label.png", "meta.json"):
+        if name not in members:
+            raise DataError(f"{place}: {name} is missing")
+    try:
+        meta = json.loads(members["meta.json"])
+    except ValueError as error:
+        raise DataError(f"{place}: meta.json is not JSON") from error
+    image = _pixels(members[image_name], f"{place}: {image_name}", "RGB")
+    label = _pixels(members["label.png"], f"{place}: label.png", None)
+    if image.shape != label.shape:
+        raise DataError(f"{place}: label is {_size(label)}, image is {_size(image)}")
+    instances = (label[..., 1].astype(np.uint16) << 8 | label[..., 2]).astype(np.uint16)
+    return Record(key, image, np.ascontiguousarray(label[..., 0]), instances, meta)
+
+
+def split_members(data: bytes, where: str = "") -> dict[str, bytes]:
+    """Suffix (`image.jpg`, `label.png`, `meta.json`) -> bytes, undecoded. Raises: DataError as `decode`."""
+    return _members(data, where)[1]
+
+
+def _members(data: bytes, where: str) -> tuple[str, dict[str, bytes]]:
+    prefix = f"{where}: " if where else ""
+    members: dict[str, bytes] = {}
+    keys: set[str] = set()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for entry in archive:
+                content = archive.extractfile(entry) if entry.isreg() and entry.size <= MAX_MEMBER_BYTES else None
+                if content is None:
+                    raise DataError(f"{prefix}{entry.name} is not a file of at most {MAX_MEMBER_BYTES} bytes")
+                folder, _, name = entry.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                keys.add(f"{folder}/{stem}")
+                members[suffix] = content.read()
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DataError(f"{prefix}sample {next(iter(keys), '')} is not a whole tar slice: {error}") from error
+    if len(keys) != 1:
+        raise DataError(f"{prefix}slice holds {len(keys)} samples, must be one")
+    return keys.pop(), members
+
+
+def _pixels(content: bytes, where: str, convert: str | None) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "MPO", "PNG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{where} is {image.height}x{image.width}, more than {MAX_PIXELS} pixels")
+            if convert is None and image.mode != "RGB":
+                raise DataError(f"{where} has mode {image.mode}, must be RGB")
+            return np.array(image.convert(convert) if convert and image.mode != convert else image)
+    except DAMAGE as error:
+        raise DataError(f"{where} cannot be decoded: {' '.join(str(error).split())}") from error
+
+
+def _encode_label(label: Label) -> bytes:
+    high, low = (label.instances >> 8).astype(np.uint8), (label.instances & 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([label.classes, high, low], axis=-1)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _member(name: str, content: bytes) -> bytes:
+    """One member with a header that depends on nothing but its name and content."""
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    header.mode = 0o644
+    try:
+        packed = header.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError as error:
+        raise DataError(f"{name}: name does not fit a tar header: {error}") from error
+    return packed + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _size(array: NDArray[np.uint8]) -> str:
+    return f"{array.shape[0]}x{array.shape[1]}"
