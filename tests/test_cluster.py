@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from post_platform import cluster
 from post_platform.errors import PostError
 

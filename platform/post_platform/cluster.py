@@ -72,7 +72,7 @@ def _embed() -> None:
             address="local",
             num_cpus=max(4, os.cpu_count() or 1),
             include_dashboard=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             object_store_memory=OBJECT_STORE_BYTES,
         )
 
@@ -82,7 +82,7 @@ def _join(address: str) -> None:
 
     try:
         _probe(address)
-        ray.init(address="auto", logging_level="warning", runtime_env=_runtime_env())
+        ray.init(address="auto", logging_level=logging.WARNING, runtime_env=_runtime_env())
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "unset RAY_ADDRESS to run on this machine alone, or look at the cluster: ray status"
