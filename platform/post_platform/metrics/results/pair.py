@@ -1,0 +1,88 @@
+"""A frame's truth and prediction, read from files; and what the readers of all formats check alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from post_platform.errors import DataError, nearest
+from post_platform.metrics.score import ScoredContract
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FramePair:
+    """The four label maps of one frame, in the convention of `contingency.frame_table`.
+
+    Shape: (H, W) each.
+    """
+
+    sequence: str
+    frame: int
+    truth_classes: np.ndarray
+    truth_instances: np.ndarray
+    pred_classes: np.ndarray
+    pred_tracks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is to be scored: `count` frames, decoded one at a time, and the contract that says which scores apply."""
+
+    contract: ScoredContract
+    count: int
+    frames: Iterator[FramePair]
+
+
+def require_folder(folder: Path, role: str) -> None:
+    """Raises: DataError when `folder` is not a folder."""
+    if not folder.is_dir():
+        raise DataError(f"--{role} {folder}: no such folder")
+
+
+def choose(
+    truth: Sequence[str], predicted: Sequence[str], wanted: Sequence[str] | None, predictions: Path
+) -> list[str]:
+    """The sequences to score: the wanted ones, else all of the truth; each must have its result.
+
+    Raises: DataError naming the sequence that has no truth or no result.
+    """
+    chosen = sorted(truth if wanted is None else dict.fromkeys(wanted))
+    for name in chosen:
+        if name not in truth:
+            raise DataError(f"no truth for sequence {name!r}{nearest(name, truth)}")
+        if name not in predicted:
+            raise DataError(
+                f"{predictions}: no result for sequence {name!r}, which the truth has",
+                hint="score fewer with `--sequences NAME ...`; an empty result file says that nothing was found",
+            )
+    if not chosen:
+        raise DataError("the truth has no sequence")
+    unused = sorted(set(predicted) - set(chosen))
+    if unused:
+        logger.warning("%d results are not scored: %s", len(unused), ", ".join(unused[:5]))
+    return chosen
+
+
+def require_frames(truth: Sequence[int], predicted: Sequence[int], folder: Path) -> None:
+    """Check that every true frame has a result, and every result a true frame.
+
+    Raises: DataError naming the first file that is missing or too many.
+    """
+    directions = ((truth, predicted, "missing, the truth has it"), (predicted, truth, "has no truth"))
+    for frames, others, problem in directions:
+        alone = sorted(set(frames) - set(others))
+        if alone:
+            raise DataError(f"{folder / f'{alone[0]:06d}.png'}: {problem} ({len(alone)} such frames)")
+
+
+def require_size(pred: np.ndarray, truth: np.ndarray, where: str) -> None:
+    """Raises: DataError when a prediction has not the size of its truth."""
+    if pred.shape[:2] != truth.shape[:2]:
+        got, expected = ("x".join(map(str, array.shape[:2])) for array in (pred, truth))
+        raise DataError(f"{where}: the prediction is {got}, the truth is {expected}")
