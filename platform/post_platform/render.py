@@ -40,7 +40,7 @@ def track_color(track_class: int, instance: int) -> tuple[int, int, int]:
 def _vivid(number: int) -> tuple[int, int, int]:
     """Walk the hue circle in golden steps, in three degrees of lightness, so that neighbours in number differ."""
     hue = number * _GOLDEN % 1.0
-    saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.9, 0.8))[number % 3]
+    saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.75, 0.9))[number % 3]
     wave = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
     channels = value * (1 - saturation * (1 - np.clip(wave, 0, 1)))
     red, green, blue = (round(255 * float(c)) for c in channels)

@@ -17,10 +17,9 @@ SUPERSAMPLE = 3
 
 def shade(color: Color, factor: float) -> Color:
     """Darken (factor < 1) or lighten towards white (factor > 1)."""
-    if factor <= 1:
-        return (int(color[0] * factor), int(color[1] * factor), int(color[2] * factor))
-    mix = min(factor - 1.0, 1.0)
-    return tuple(int(c + (255 - c) * mix) for c in color)  # type: ignore[return-value]
+    light = min(max(factor - 1.0, 0.0), 1.0)
+    red, green, blue = (int(c * min(factor, 1.0) + (255 - c) * light) for c in color)
+    return red, green, blue
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from post_platform.toycity.backdrop import BUILDING, ROAD, SIDEWALK, SKY, VEGETATION
-from post_platform.toycity.world import BICYCLE, CAR, MOTORCYCLE, PERSON, RIDER, TRUCK, Scene, World
+from post_platform.toycity.world import BICYCLE, CAR, MOTORCYCLE, PERSON, RIDER, TRUCK, Scene, Style, World
 
 TRAIN_SEQUENCES = ("0000", "0001", "0003", "0004", "0005", "0009", "0011", "0012", "0015", "0017", "0019", "0020")
 VAL_SEQUENCES = ("0002", "0006", "0007", "0008", "0010", "0013", "0014", "0016", "0018")
@@ -210,21 +210,22 @@ def write_coco_panoptic(
     """Write COCO panoptic: JPEGs, one JSON per split, and PNGs whose RGB spells a segment id.
 
     Riders are persons, poles are void (COCO has no such class), a crowd is one segment. The validation PNGs lie in a
-    zip only, beside the `__MACOSX` entries of the real archive; every seventh image is grey, every fourth narrower.
+    zip only, beside the `__MACOSX` entries of the real archive; one image in thirty is grey, one in four narrower.
     """
     annotations = folder / "annotations"
     annotations.mkdir(parents=True, exist_ok=True)
-    for split, count, style in (("train", stills, "train"), ("val", val_stills, "held_out")):
+    plans: tuple[tuple[str, int, Style], ...] = (("train", stills, "train"), ("val", val_stills, "held_out"))
+    for split, count, style in plans:
         images, entries, labels = [], [], []
         for k in range(count):
             number = 139 + 146 * k + (1 if split == "train" else 0)
             wide = width * 3 // 4 if k % 4 == 3 else width
-            world = World(100_000 * seed + number, 8, height, wide, style, crowd=k % 3 == 0, rug=k % 4 == 1)  # type: ignore[arg-type]
+            world = World(100_000 * seed + number, 8, height, wide, style, crowd=k % 3 == 0, rug=k % 4 == 1)
             scene = world.render(k % 8)
             picture = Image.fromarray(scene.image)
             path = folder / f"{split}2017" / f"{number:012d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            (picture.convert("L") if k % 7 == 3 else picture).save(path, quality=92)
+            (picture.convert("L") if k % 30 == 3 else picture).save(path, quality=92)
             ids, segments = _coco_segments(scene)
             images.append(
                 {"id": number, "file_name": path.name, "height": height, "width": wide, "license": 1, "coco_url": ""}

@@ -173,7 +173,9 @@ class World:
 
     def _draw(self, canvas: Canvas, track: Track, t: int) -> None:
         x, y = track.at(t)
-        pose = Pose(x - self.pan(t), y, scale_at(y, self.height) * track.size, track.facing(t))
+        if not track.swing:  # who leaves and returns does so whatever the pan
+            x -= self.pan(t)
+        pose = Pose(x, y, scale_at(y, self.height) * track.size, track.facing(t))
         if not -2.6 * pose.scale < pose.x < self.width + 2.6 * pose.scale:
             return
         code, stride = track.id << 8, track.phase + 0.9 * t
@@ -322,7 +324,7 @@ class World:
                     climb,
                     phase=rng.uniform(0, 6),
                     size=rng.uniform(0.95, 1.05),
-                    swing=34 * unit if returns else 0.0,
+                    swing=24 * unit if returns else 0.0,
                     period=0.8 * t_end if returns else 1.0,
                 )
             )
