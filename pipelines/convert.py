@@ -57,11 +57,15 @@ def convert_one(job: SplitJob) -> dict:
         manifest = write_split(job, lambda _, done, total: print(f"{name}: {done} of {total} frames", flush=True))
     megabytes = sum(shard["size"] for shard in manifest["shards"]) / 1e6
     seconds = time.monotonic() - started
-    print(
-        f"{name}: {manifest['frames']} frames ({manifest['labelled_frames']} labelled), {manifest['sequences']} sequences, "
-        f"{len(manifest['classes'])} classes, {len(manifest['shards'])} shards, {megabytes:.1f} MB in {seconds:.1f} s "
-        f"-> {job.folder}"
-    )
+    counts = {
+        "frames": manifest["frames"],
+        "labelled": manifest["labelled_frames"],
+        "sequences": manifest["sequences"],
+        "classes": len(manifest["classes"]),
+        "shards": len(manifest["shards"]),
+    }
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items())
+    print(f"{name}: {summary}, {megabytes:.1f} MB in {seconds:.1f} s -> {job.folder}")
     return manifest
 
 

@@ -52,7 +52,7 @@ def store_image(content: bytes, where: str, lossless: bool = False) -> StoredIma
     Raises: DataError naming `where` when the image cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "MPO", "PNG")) as image:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: image is {image.height}x{image.width}, more than {MAX_PIXELS} pixels")
             image.load()
@@ -149,7 +149,7 @@ def _members(data: bytes, where: str) -> tuple[str, dict[str, bytes]]:
 
 def _pixels(content: bytes, where: str, convert: str | None) -> NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "MPO", "PNG")) as image:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where} is {image.height}x{image.width}, more than {MAX_PIXELS} pixels")
             if convert is None and image.mode != "RGB":

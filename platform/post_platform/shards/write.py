@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import pickle
 import re
 import zlib
@@ -90,7 +91,7 @@ def write_split(job: SplitJob, progress: Progress | None = None) -> dict[str, An
     import ray.data
 
     _remove_old(job.folder)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    _silence_ray_data()
     # A frame's reference is a dataset's own type, which Arrow has no column for: each shard's travel as one value.
     rows = [{"number": number, "frames": pickle.dumps(frames)} for number, frames in enumerate(job.shards)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -246,6 +247,13 @@ def _remove_old(folder: str) -> None:
             r"\d{6,}\.tar|\.(\d{6,}\.tar|index\.parquet|manifest\.json)\..*", name
         ):
             storage.delete(storage.join(folder, name))
+
+
+def _silence_ray_data() -> None:
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces each execution, and that bars are off
 
 
 def _finish(job: SplitJob, reports: list[dict[str, Any]]) -> dict[str, Any]:
