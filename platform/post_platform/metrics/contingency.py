@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"format": "post-contingency/1"},
 )
-_LOOKUP_LIMIT = 1 << 22  # a lookup table of at most 32 MB; larger ids (none of ours) are sorted instead
+_SMALL_LOOKUP = 1 << 17  # entries (1 MB) that are always cheap; beyond, a lookup table must not dwarf its input
 
 
 def frame_table(
@@ -46,8 +46,8 @@ def frame_table(
     dataset has one; truth instance 65535 = thing pixel without identity (crowd). A predicted track is unique only
     together with its class; give stuff and background track 0, else parts of a stuff class count as several segments.
 
-    Only the pixels where one of the four maps changes along a row are looked at one by one; label maps have long runs,
-    so this is some 20 times faster than sorting a 64-bit image of pairs, and no slower than twice that on pure noise.
+    Only the pixels where one of the four maps changes are looked at one by one. Label maps have long runs, so this is
+    some 20 times faster than sorting a 64-bit image of pairs, and still faster on noise (benchmarks/contingency.py).
 
     Shape: four (H, W) integer maps.
     Raises: DataError naming dataset, sequence and frame when the maps differ in size.
@@ -61,7 +61,7 @@ def frame_table(
     starts, lengths = _runs(maps)
     truth_values, truth_codes = _factorise_pair(truth_classes, truth_instances, starts)
     pred_values, pred_codes = _factorise_pair(pred_classes, pred_tracks, starts)
-    pairs, pair_codes = _factorise(truth_codes * len(pred_values) + pred_codes)
+    pairs, pair_codes = factorise(truth_codes * len(pred_values) + pred_codes)
     pixels = np.bincount(pair_codes, weights=lengths, minlength=len(pairs)).astype(np.int64)  # float64: exact to 2^53
     truth, pred = truth_values[pairs // len(pred_values)], pred_values[pairs % len(pred_values)]
     count = len(pairs)
@@ -102,6 +102,20 @@ def load(path: Path) -> pa.Table:
     return table
 
 
+def factorise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values in ascending order and, for each value, its index among them.
+
+    By lookup table; only values too large for one (ids of millions) are sorted.
+    """
+    largest = int(values.max(initial=0))
+    if largest > _SMALL_LOOKUP + 8 * values.size or int(values.min(initial=0)) < 0:
+        return np.unique(values, return_inverse=True)
+    distinct = np.flatnonzero(np.bincount(values, minlength=largest + 1))
+    lookup = np.zeros(largest + 1, np.intp)
+    lookup[distinct] = np.arange(len(distinct))
+    return distinct, lookup[values]
+
+
 def _runs(maps: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Flat start and length of the longest runs along which no map changes; a run may go on over the end of a row."""
     size = maps[0].size
@@ -116,23 +130,12 @@ def _runs(maps: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 def _factorise_pair(classes: np.ndarray, identities: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct (class, identity) pairs found at the given flat positions, (n, 2), and for each position its row."""
-    class_values, class_codes = _factorise(classes.reshape(-1)[at])
-    identity_values, identity_codes = _factorise(identities.reshape(-1)[at])
-    pairs, codes = _factorise(class_codes * len(identity_values) + identity_codes)
+    class_values, class_codes = factorise(classes.reshape(-1)[at])
+    identity_values, identity_codes = factorise(identities.reshape(-1)[at])
+    pairs, codes = factorise(class_codes * len(identity_values) + identity_codes)
     width = max(len(identity_values), 1)
     values = np.stack([class_values[pairs // width], identity_values[pairs % width]], axis=1, dtype=np.int64)
     return values, codes
-
-
-def _factorise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values in ascending order and, for each value, its index among them; by lookup table, not by sorting."""
-    largest = int(values.max(initial=0))
-    if largest >= _LOOKUP_LIMIT or int(values.min(initial=0)) < 0:
-        return np.unique(values, return_inverse=True)
-    distinct = np.flatnonzero(np.bincount(values, minlength=largest + 1))
-    lookup = np.zeros(largest + 1, np.intp)
-    lookup[distinct] = np.arange(len(distinct))
-    return distinct, lookup[values]
 
 
 def _size(array: np.ndarray) -> str:

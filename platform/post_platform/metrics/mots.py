@@ -22,6 +22,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from post_platform.labels import UNIDENTIFIED
 from post_platform.metrics.segments import group, ratio, rows_of
@@ -95,7 +96,8 @@ def count_tracks(table: pa.Table, native_class: int) -> MotsCounts:
     Truth void and crowd of any class form the ignore region. Predicted track 0 is a pixel without identity, not an
     object: the official result formats cannot express it.
     """
-    rows = rows_of(table)
+    of_class = pc.or_(pc.equal(table["truth_class"], native_class), pc.equal(table["pred_class"], native_class))
+    rows = rows_of(table.filter(of_class))  # whole areas of every object of this class, true or predicted
     truth = group(rows.video, rows.moment, rows.truth_class, rows.truth_instance)
     pred = group(rows.video, rows.moment, rows.pred_class, rows.pred_track)
     truth_area, pred_area = truth.total(rows.pixels), pred.total(rows.pixels)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from post_platform.labels import UNIDENTIFIED, VOID
+from post_platform.metrics.contingency import factorise
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ class Groups:
 def group(*columns: np.ndarray) -> Groups:
     """Group rows by the tuple of their values in `columns`.
 
-    Deviation from the obvious `np.unique(axis=1)`: columns are combined one by one into compact integer codes, which is
-    an order of magnitude faster than sorting tuples.
+    Columns are combined one by one into compact codes: an order of magnitude faster than `np.unique(axis=1)`, which
+    sorts tuples.
     """
     keys = np.zeros((1, 0), np.int64)
     codes = np.zeros(len(columns[0]), np.int64)
     for column in columns:
-        values, inverse = np.unique(column, return_inverse=True)
+        values, inverse = factorise(column)
         if not len(values):
             return Groups(np.zeros((0, len(columns)), np.int64), codes)
-        combined, codes = np.unique(codes * len(values) + inverse, return_inverse=True)
+        combined, codes = factorise(codes * len(values) + inverse)
         keys = np.column_stack([keys[combined // len(values)], values[combined % len(values)]])
     return Groups(keys, codes)
 
