@@ -1,0 +1,359 @@
+"""The configuration of a run: a frozen tree, checked when it is built, read from one flat YAML and `key=value`.
+
+By design nothing here belongs to a single dataset: there is no slot for a dataset's weight, share or threshold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from reprlib import repr as short
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from post_platform.config_text import BRANCHES, BY_DESIGN, read_file, read_overrides
+from post_platform.errors import ConfigError, nearest
+from post_platform.labels import available
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    {"train.steps", "train.workers", "train.log_every", "mlflow.uri", "mlflow.experiment", "log.live"}
+)
+"""Keys that may differ from those a run was started with; every other difference refuses to resume."""
+
+
+def _number(value: object) -> object:
+    """Refuse yes/no, which Python would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _sequence(value: object) -> object:
+    """Read `a,b` and a single value as a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _location(value: str) -> str:
+    """Make a path absolute, because Ray's workers have another working directory; leave s3:// and the like."""
+    return value if "://" in value else str(Path(value).expanduser().resolve())
+
+
+def _tracking_uri(value: str) -> str:
+    """Make an MLflow address absolute; a bare `*.db` file is sqlite."""
+    scheme, colon, rest = value.partition(":///")
+    if colon and scheme == "sqlite":
+        return f"sqlite:///{_location(rest)}"
+    if "://" not in value and value.endswith((".db", ".sqlite")):
+        return f"sqlite:///{_location(value)}"
+    if "://" not in value or value.startswith("file:"):
+        raise ValueError("must be http(s)://, sqlite:/// or a *.db file: MLflow keeps runs in a database")
+    return value
+
+
+def _workers(value: object) -> object:
+    """Say in one sentence what a number of workers may be, instead of one complaint per alternative."""
+    _number(value)
+    if value is None or (isinstance(value, int) and value >= 1) or isinstance(value, WorkerRange):
+        return value
+    if isinstance(value, Mapping) and set(value) == {"min", "max"}:
+        low, high = value["min"], value["max"]
+        if type(low) is int and type(high) is int and 1 <= low <= high:
+            return WorkerRange(min=low, max=high)
+    raise ValueError("must be a number >= 1, or {min: a, max: b} with 1 <= a <= b")
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("must be (smallest, largest)")
+    return pair
+
+
+def _multiples_of_16(size: tuple[int, int]) -> tuple[int, int]:
+    if any(side % 16 for side in size):
+        raise ValueError("must be multiples of 16, the stride of the backbone")
+    return size
+
+
+def _datasets(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names == ():
+        raise ValueError("must name at least one dataset; leave it out for every converted one")
+    for name in names or ():
+        if name not in available():
+            raise ValueError(f"unknown dataset {name!r}{nearest(name, available())}")
+        if names and names.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice; {BY_DESIGN}")
+    return names
+
+
+def _branches(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in BRANCHES:
+            raise ValueError(f"no branch {name!r}; valid: {', '.join(BRANCHES)}")
+    if missing := [name for name in BRANCHES[:3] if name not in names]:
+        raise ValueError(f"must hold {', '.join(missing)}: a panoptic result needs semantic, center and offset")
+    return tuple(name for name in BRANCHES if name in names)
+
+
+def _run_name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]*", value):
+        raise ValueError("must be a folder's name: letters, digits, and . _ + - after the first")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[Integer, Field(ge=1)]
+Weight = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+Location = Annotated[str, AfterValidator(_location)]
+Listed = BeforeValidator(_sequence)
+
+
+class Config(BaseModel):
+    """A frozen part of the configuration, in which an unknown key, an infinite or a non-number is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, coerce_numbers_to_str=True
+    )
+
+
+class WorkerRange(Config):
+    """An elastic number of training workers."""
+
+    min: int
+    max: int
+
+
+class DataConfig(Config):
+    """Which frames, in which mixture, and how they are augmented; the same for every dataset."""
+
+    root: Location = Field(default="./shards", description="Folder or s3:// address that holds DATASET/SPLIT.")
+    datasets: Annotated[tuple[str, ...] | None, Listed, AfterValidator(_datasets)] = Field(
+        default=None, description="Names of converted datasets; default: every one under the root."
+    )
+    train_split: str = Field(default="train", description="Split that is trained on.")
+    val_split: str = Field(default="val", description="Split that is scored.")
+    alpha: Number = Field(
+        default=0.0, ge=0, le=1, description="Share of a dataset ~ (its frames)^alpha; one rule for all."
+    )
+    crop: Annotated[tuple[Count, Count], Listed, AfterValidator(_multiples_of_16)] = Field(
+        default=(512, 1024), description="Height and width of a training crop, pixels."
+    )
+    scale: Annotated[tuple[Positive, Positive], Listed, AfterValidator(_ascending)] = Field(
+        default=(0.5, 2.0), description="Smallest and largest factor of the random resize."
+    )
+    flip: bool = Field(default=True, description="Mirror half of the clips.")
+    photometric: bool = Field(default=True, description="Vary brightness, contrast and colour, per frame.")
+    stride: Annotated[tuple[Count, Count], Listed, AfterValidator(_ascending)] = Field(
+        default=(1, 1), description="Smallest and largest distance between the frames of a pair, in frames."
+    )
+    still_motion: bool = Field(default=True, description="Invent the previous frame of a frame that has none.")
+    decode_on: Literal["trainer"] = Field(default="trainer", description="Where bytes become pixels.")
+    max_bad_samples: Annotated[Integer, Field(ge=0)] = Field(
+        default=16, description="Unreadable samples before the run fails."
+    )
+
+
+class ModelConfig(Config):
+    """The network."""
+
+    backbone: Literal["small", "resnet18", "resnet50"] = Field(
+        default="resnet50", description="`small` is fit for a CPU."
+    )
+    depthwise: bool = Field(default=True, description="Depthwise separable convolutions in the decoders.")
+    branches: Annotated[tuple[str, ...], Listed, AfterValidator(_branches)] = Field(
+        default=BRANCHES, description="Outputs; prev_offset (tracking) may be left out."
+    )
+    norm: Literal["auto", "batch", "sync", "group"] = Field(
+        default="auto", description="Normalisation; auto: by the hardware."
+    )
+    classes: Literal["observed", "coco", "core", "all"] = Field(
+        default="observed", description="Unified classes the model knows; observed: those the training shards contain."
+    )
+    init_from: Location | None = Field(default=None, description="Checkpoint whose weights the training starts from.")
+
+
+class LossConfig(Config):
+    """One weight per branch, for all datasets alike."""
+
+    semantic: Weight = Field(default=1.0, description="Weight of the classes' loss; the others are relative to it.")
+    center: Weight = Field(default=200.0, description="Weight of the centre heatmap's loss.")
+    offset: Weight = Field(default=0.01, description="Weight of the offset's loss.")
+    prev_offset: Weight = Field(default=0.01, description="Weight of the previous offset's loss.")
+    hard_fraction: Number = Field(default=0.2, gt=0, le=1, description="Share of each sample's pixels, hardest first.")
+    center_sigma: Positive = Field(default=8.0, description="Width of a centre's Gaussian, pixels of the crop.")
+
+
+class OptimConfig(Config):
+    """The optimiser and its schedule, in steps."""
+
+    lr: Positive = Field(default=1e-3, description="Learning rate after the warm-up.")
+    weight_decay: Weight = Field(default=0.0, description="Decoupled weight decay.")
+    warmup_steps: Annotated[Integer, Field(ge=0)] = Field(default=0, description="Steps of linear warm-up.")
+    schedule: Literal["poly", "constant"] = Field(default="poly", description="poly: to 0 at the last step, power 0.9.")
+    clip: Positive | None = Field(default=None, description="Largest norm of the gradient.")
+
+
+class TrainConfig(Config):
+    """Length, size and hardware of the training."""
+
+    steps: Count = Field(default=60_000, description="Optimiser steps.")
+    global_batch: Count = Field(default=32, description="Pairs per step, over all workers.")
+    workers: Annotated[int | WorkerRange | None, BeforeValidator(_workers)] = Field(
+        default=None, description="Number, or {min, max}; default: one per GPU, two on CPU."
+    )
+    checkpoint_every: Count = Field(default=1000, description="Steps between checkpoints.")
+    keep: Count = Field(default=3, description="Checkpoints kept.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto: bf16 on GPU, fp32 on CPU.")
+    compile: bool = Field(default=False, description="torch.compile the network.")
+    log_every: Count = Field(default=20, description="Steps between logged losses.")
+    threads: Count | None = Field(default=None, description="Threads that decode, per worker.")
+
+
+class EvalConfig(Config):
+    """Validation on whole sequences."""
+
+    every: Annotated[Integer, Field(ge=0)] = Field(
+        default=5000, description="Steps between validations; 0: only at the end."
+    )
+    max_frames: Count | None = Field(default=None, description="Frames scored per dataset; default: all.")
+    overlays: Annotated[Integer, Field(ge=0)] = Field(default=2, description="Pictures logged per dataset.")
+    tracking: Literal["prev_offset", "iou"] = Field(
+        default="prev_offset", description="What carries identities over time."
+    )
+
+
+class RunNameConfig(Config):
+    """Where a run's files go; the same name resumes."""
+
+    dir: Location = Field(default="./runs", description="Folder or s3:// address of all runs.")
+    name: Annotated[str, AfterValidator(_run_name)] = Field(default="post", description="This run.")
+
+
+class MlflowConfig(Config):
+    """Where experiments are logged."""
+
+    uri: Annotated[str, AfterValidator(_tracking_uri)] | None = Field(
+        default=None, description="Tracking server or database; default: sqlite in run.dir."
+    )
+    experiment: str = Field(default="post", min_length=1, description="Experiment that the run belongs to.")
+
+
+class LogConfig(Config):
+    """When what is logged becomes visible."""
+
+    live: bool = Field(
+        default=False, description="Publish at once instead of at checkpoints; a restart may double steps."
+    )
+
+
+class RunConfig(Config):
+    """All that decides a run; with the shards it determines the result."""
+
+    data: DataConfig = Field(default_factory=lambda: DataConfig())
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig())
+    loss: LossConfig = Field(default_factory=lambda: LossConfig())
+    optim: OptimConfig = Field(default_factory=lambda: OptimConfig())
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig())
+    eval: EvalConfig = Field(default_factory=lambda: EvalConfig())
+    run: RunNameConfig = Field(default_factory=lambda: RunNameConfig())
+    mlflow: MlflowConfig = Field(default_factory=lambda: MlflowConfig())
+    log: LogConfig = Field(default_factory=lambda: LogConfig())
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(default=0, description="Of weights, plan and augmentation.")
+
+    @model_validator(mode="after")
+    def _knobs_have_a_branch(self) -> RunConfig:
+        if "prev_offset" in self.model.branches:
+            return self
+        if "prev_offset" in self.loss.model_fields_set:
+            raise ValueError("loss.prev_offset is set, but model.branches has no branch 'prev_offset'")
+        if "tracking" in self.eval.model_fields_set and self.eval.tracking == "prev_offset":
+            raise ValueError("eval.tracking is prev_offset, but model.branches has no branch 'prev_offset'; set iou")
+        return self
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Build the configuration from one flat YAML (or defaults) and `key=value` arguments, which win.
+
+    Relative paths become absolute, from the working directory. Without the prev_offset branch tracking is by IoU.
+
+    Raises:
+        ConfigError: one line naming the key, the constraint and the value it got; for a key that does not exist the
+            nearest one; for any attempt to give one dataset a number, that this is refused by design.
+    """
+    values = read_file(path, KEYS) if path else {}
+    values.update(read_overrides(overrides, KEYS))
+    try:
+        config = RunConfig.model_validate(_nested(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_problems(error))) from error
+    if "prev_offset" not in config.model.branches and "eval.tracking" not in values:
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"tracking": "iou"})})
+    return config
+
+
+def flatten(config: RunConfig) -> dict[str, object]:
+    """Return every dotted key with its value, in the order of the tree, but the weight of a branch that is absent."""
+    flat: dict[str, object] = {}
+    for name, part in config.model_dump(mode="json").items():
+        if isinstance(part, dict):
+            flat.update({f"{name}.{key}": value for key, value in part.items()})
+        else:
+            flat[name] = part
+    if "prev_offset" not in config.model.branches:
+        del flat["loss.prev_offset"]
+    return flat
+
+
+def dump_config(config: RunConfig) -> str:
+    """Write the configuration as flat YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(flatten(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
+
+
+def differences(a: RunConfig, b: RunConfig, ignoring: Collection[str] = ()) -> list[str]:
+    """Name every key in which `b` differs from `a`, as `key: old -> new`; none when they are the same."""
+    old, new = flatten(a), flatten(b)
+    keys = [key for key in KEYS if key not in ignoring and old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+
+
+def _nested(flat: Mapping[str, object]) -> dict[str, object]:
+    tree: dict[str, object] = {}
+    for key, value in flat.items():
+        section, dot, leaf = key.partition(".")
+        if dot:
+            part = tree.setdefault(section, {})
+            assert isinstance(part, dict)
+            part[leaf] = value
+        else:
+            tree[key] = value
+    return tree
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """One line per wrong key: what it must be, and what it got."""
+    problems: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"][:2])
+        text = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        text = text.replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
+        text = text.replace("greater than", ">").replace("less than", "<")
+        if problem["type"] == "missing" or problem["type"].startswith("too_"):
+            text = "must be two values, [a, b]"
+        if not (key == "" or (problem["type"] == "value_error" and "'" in text)):  # those name what they got
+            text += f", got {short(problem['input'])}"
+        problems.setdefault(key, f"{key}: {text}" if key else text)
+    return list(problems.values())
+
+
+KEYS: tuple[str, ...] = tuple(
+    f"{name}.{leaf}" if isinstance(part, Config) else name
+    for name, part in ((name, getattr(RunConfig(), name)) for name in RunConfig.model_fields)
+    for leaf in (type(part).model_fields if isinstance(part, Config) else [name])
+)
+"""Every valid key, in the order of the tree."""
