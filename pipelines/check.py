@@ -11,6 +11,7 @@ from PIL import Image
 import _paths  # noqa: F401
 from post_platform import render, storage
 from post_platform.command import run
+from post_platform.datasets import reader
 from post_platform.errors import DataError, PostError
 from post_platform.labels import load_contract, thing_table
 from post_platform.shards import record
@@ -34,6 +35,7 @@ def main() -> None:
     if options.samples < 1:
         parser.error("--samples must be at least 1")
     root, dataset, splits = locate(options.dataset, options.split)
+    splits.sort(key=reader(dataset).SPLITS.index)
     reports = [check_one(root, dataset, split) for split in splits]
     try:
         if options.json:

@@ -73,6 +73,8 @@ def plan_conversion(
         except MissingSplit as error:
             absent.append(error)
             continue
+        except OSError as error:
+            raise DataError(f"{dataset} {name}: {error.filename}: {error.strerror}") from error
         target = storage.join(storage.absolute(root), dataset, name)
         jobs.append(SplitJob(dataset, name, str(folder), target, lossless, tuple(_cut(frames, shard_bytes))))
     if not jobs:
