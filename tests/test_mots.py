@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 from evalset import CAR, EXPECTED, PERSON, table
+from rectangles import VOID, car, frame, history, video
 
-from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.mots import MotsCounts, count_tracks
-
-VOID = 255
 
 
 @pytest.mark.parametrize(("name", "native"), [("car", CAR), ("pedestrian", PERSON)])
@@ -50,26 +48,6 @@ def assert_equal_to_mots_tools(found: MotsCounts, expected: dict):
     if "MODSA" in expected:
         assert found.modsa == pytest.approx(expected["MODSA"], abs=1e-9)
         assert found.iou == pytest.approx(expected["total_cost"], abs=1e-9)
-
-
-def frame(number, truth, pred):
-    """100x100; objects are (class, id, y, x, height, width) on background 0."""
-    maps = []
-    for objects in (truth, pred):
-        classes, ids = np.zeros((100, 100), np.uint8), np.zeros((100, 100), np.int32)
-        for native, identity, y, x, height, width in objects:
-            classes[y : y + height, x : x + width], ids[y : y + height, x : x + width] = native, identity
-        maps += [classes, ids]
-    return frame_table("d", "0000", number, *maps)
-
-
-def car(identity, native=1):
-    return (native, identity, 10, 10, 40, 40)
-
-
-def history(ids):
-    """One car that stays, matched under the given ids; 0 = not found."""
-    return [([car(1)], [car(i)] if i else []) for i in ids]
 
 
 IGNORE = (VOID, 0, 10, 10, 40, 40)
@@ -137,7 +115,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_edge_cases_equal_mots_tools(case):
     frames, expected = CASES[case]
-    found = count_tracks(merge([frame(t, truth, pred) for t, (truth, pred) in enumerate(frames)]), 1)
+    found = count_tracks(video(frames), 1)
     assert_equal_to_mots_tools(found, DEFAULTS | expected)
 
 
@@ -157,6 +135,6 @@ def test_order_of_rows_does_not_matter():
 
 def test_fragments_keep_the_oddities_of_mots_tools():
     """The last frame of an object counts although it is its first match; the same match earlier does not."""
-    late = count_tracks(merge([frame(t, truth, pred) for t, (truth, pred) in enumerate(history([0, 0, 5]))]), 1)
-    early = count_tracks(merge([frame(t, truth, pred) for t, (truth, pred) in enumerate(history([0, 5, 5]))]), 1)
+    late = count_tracks(video(history([0, 0, 5])), 1)
+    early = count_tracks(video(history([0, 5, 5])), 1)
     assert (late.fragments, early.fragments) == (1, 0)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from post_platform.labels import UNIDENTIFIED, VOID
-from post_platform.metrics.segments import group, mean, ratio, rows_of
+from post_platform.metrics.segments import Rows, group, mean, ratio, rows_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ def count_matches(table: pa.Table, classes: Collection[int]) -> dict[int, Counts
 
     Every (class, instance) of a frame is a segment of the truth, every (class, track) one of the prediction.
     """
-    rows = rows_of(table)
+    return match_segments(rows_of(table), classes)
+
+
+def match_segments(rows: Rows, classes: Collection[int]) -> dict[int, Counts]:
+    """As `count_matches`; a segment is the rows of one `moment`, which video metrics let span several frames."""
     counted = np.isin(np.arange(VOID + 1), list(classes))
     counted[VOID] = False
 

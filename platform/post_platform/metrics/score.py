@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from post_platform.errors import DataError
+from post_platform.metrics.hota import hota
+from post_platform.metrics.idf1 import idf1
 from post_platform.metrics.mots import count_tracks
 from post_platform.metrics.panoptic_quality import average, class_iou, class_quality, count_matches
 from post_platform.metrics.segments import mean
 from post_platform.metrics.stq import tracking_quality
+from post_platform.metrics.vpq import video_panoptic_quality
 
 
 class ScoredClass(Protocol):
@@ -63,8 +66,8 @@ def score(table: pa.Table, contract: ScoredContract) -> dict[str, float | None]:
     """All scores of one dataset, as ratios (IDS: a count); None where the official definition has no value.
 
     Keys: PQ SQ RQ, PQ_things PQ_stuff, mIoU, PQ/<class>, IoU/<class>; for videos with lasting identities sMOTSA MOTSA
-    MOTSP (means over the classes with instances) and sMOTSA/<class>, MOTSA/<class>, MOTSP/<class>, IDS/<class>; for
-    those of them where every pixel has a class, STQ AQ IoU. Rows of other datasets in the table are left out.
+    MOTSP HOTA DetA AssA IDF1 (means over the classes with instances), each also as <metric>/<class>, and IDS/<class>;
+    for those of them where every pixel has a class, STQ AQ IoU VPQ. Rows of other datasets in the table are left out.
 
     Raises: DataError when the table has no row of this dataset.
     """
@@ -73,11 +76,12 @@ def score(table: pa.Table, contract: ScoredContract) -> dict[str, float | None]:
         raise DataError(f"nothing to score: the contingency table has no frame of {contract.dataset}")
     scores = _frame_scores(table, contract)
     if contract.video and contract.persistent:
-        scores |= _mots_scores(table, contract)
+        scores |= _track_scores(table, contract)
         if contract.background is None:
             ids = [entry.id for entry in contract.classes]
             quality = tracking_quality(table, ids, [entry.id for entry in contract.classes if entry.has_instances])
             scores |= {"STQ": quality.stq, "AQ": quality.aq, "IoU": quality.iou}
+            scores["VPQ"] = video_panoptic_quality(table, ids)
     return scores
 
 
@@ -103,14 +107,22 @@ def _frame_scores(table: pa.Table, contract: ScoredContract) -> dict[str, float 
     }
 
 
-def _mots_scores(table: pa.Table, contract: ScoredContract) -> dict[str, float | None]:
-    things = [entry for entry in contract.classes if entry.has_instances]
-    counts = {entry.name: count_tracks(table, entry.id) for entry in things}
-    per_class: dict[str, dict[str, float | None]] = {
-        "sMOTSA": {name: found.smotsa for name, found in counts.items()},
-        "MOTSA": {name: found.motsa for name, found in counts.items()},
-        "MOTSP": {name: found.motsp for name, found in counts.items()},
-        "IDS": {name: float(found.id_switches) for name, found in counts.items()},
+def _track_scores(table: pa.Table, contract: ScoredContract) -> dict[str, float | None]:
+    per_class = {entry.name: _class_scores(table, entry.id) for entry in contract.classes if entry.has_instances}
+    metrics = list(dict.fromkeys(metric for values in per_class.values() for metric in values))
+    means = {metric: mean([values[metric] for values in per_class.values()]) for metric in metrics if metric != "IDS"}
+    return means | {f"{metric}/{name}": per_class[name][metric] for metric in metrics for name in per_class}
+
+
+def _class_scores(table: pa.Table, native_class: int) -> dict[str, float | None]:
+    counts, tracking = count_tracks(table, native_class), hota(table, native_class)
+    return {
+        "sMOTSA": counts.smotsa,
+        "MOTSA": counts.motsa,
+        "MOTSP": counts.motsp,
+        "IDS": float(counts.id_switches),
+        "HOTA": tracking.hota,
+        "DetA": tracking.det_a,
+        "AssA": tracking.ass_a,
+        "IDF1": idf1(table, native_class),
     }
-    scores = {f"{metric}/{name}": value for metric, values in per_class.items() for name, value in values.items()}
-    return {key: mean(list(per_class[key].values())) for key in ("sMOTSA", "MOTSA", "MOTSP")} | scores

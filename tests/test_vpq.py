@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from evalset import CAR, EXPECTED, PERSON, table
+
+from post_platform.metrics.contingency import frame_table, merge
+from post_platform.metrics.panoptic_quality import Counts, average, count_matches
+from post_platform.metrics.vpq import count_tubes, video_panoptic_quality
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_equals_the_evaluation_of_cityscapes_vps(frames):
+    expected, counts = EXPECTED["vps"][str(frames)], count_tubes(table(), range(19), frames)
+    for native in range(19):
+        want = expected["per_class"].get(str(native + 1), {"tp": 0, "fp": 0, "fn": 0, "iou": 0})
+        assert (counts[native].tp, counts[native].fp, counts[native].fn) == (want["tp"], want["fp"], want["fn"])
+        assert counts[native].iou == pytest.approx(want["iou"], abs=1e-9)
+    things = {PERSON, CAR}
+    for group, classes in (("All", set(range(19))), ("Things", things), ("Stuff", set(range(19)) - things)):
+        found = average(counts, classes)
+        assert (found.pq, found.sq, found.rq) == pytest.approx(
+            [expected[group][k] for k in ("pq", "sq", "rq")], abs=1e-9
+        )
+
+
+def test_vpq_is_the_mean_over_windows():
+    expected = np.mean([EXPECTED["vps"][str(frames)]["All"]["pq"] for frames in (1, 2, 3, 4)])
+    assert video_panoptic_quality(table(), range(19)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_frame_windows_are_pq():
+    assert count_tubes(table(), range(19), 1) == count_matches(table(), range(19))
+
+
+def line(frame, truth, pred, sequence="a"):
+    """A frame of one row; each pixel is the track of a car, 0 = void."""
+    truth, pred = np.array([truth]), np.array([pred])
+    classes = [np.where(tracks > 0, 1, 255).astype(np.uint8) for tracks in (truth, pred)]
+    return frame_table("d", sequence, frame, classes[0], truth.astype(np.uint16), classes[1], pred)
+
+
+def test_an_identity_switch_breaks_a_tube():
+    """Frames 10, 20, 30 are successive: tracks 1 1 2 give one whole tube and one broken (2 x FP, 1 x FN)."""
+    switch = merge([line(10, [7] * 4, [1] * 4), line(20, [7] * 4, [1] * 4), line(30, [7] * 4, [2] * 4)])
+    assert count_tubes(switch, (1,), 2) == {1: Counts(1, 2, 1, 1.0)}
+    assert count_tubes(switch, (1,), 3) == {1: Counts(1, 1, 0, 2 / 3)}
+
+
+def test_windows_stay_inside_a_sequence():
+    two = merge([line(0, [7] * 4, [1] * 4), line(1, [7] * 4, [1] * 4, "b")])
+    assert count_tubes(two, (1,), 1) == {1: Counts(2, 0, 0, 2.0)}
+    assert count_tubes(two, (1,), 2) == {1: Counts()}
+    assert video_panoptic_quality(two, (1,)) == 1.0
+    assert video_panoptic_quality(two.slice(0, 0), (1,)) is None
