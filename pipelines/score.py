@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -38,7 +39,7 @@ def main() -> None:
     sequences = len(set(table["sequence"].to_pylist()))
     best = headline(scores, results.contract)
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(f"{args.dataset}: {results.count} frames, {sequences} sequences; values are ratios, IDS a count")
     for shown in (_totals(scores), _per_class(scores)):
         console.print(shown)
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def _totals(scores: dict[str, float | None]) -> Table:
-    shown = Table("score", "value")
+    shown = Table("score", "value", box=SIMPLE_HEAD)
     for name, value in scores.items():
         if "/" not in name:
             shown.add_row(name, _text(name, value))
@@ -64,9 +65,10 @@ def _totals(scores: dict[str, float | None]) -> Table:
 
 
 def _per_class(scores: dict[str, float | None]) -> Table:
-    """One row per class that has at least one defined score."""
-    metrics = list(dict.fromkeys(name.split("/", 1)[0] for name in scores if "/" in name))
-    shown = Table("class", *metrics)
+    """One row per class that has a defined score; DetA and AssA stay in the JSON, to keep the table within 80 columns."""
+    listed = dict.fromkeys(name.split("/", 1)[0] for name in scores if "/" in name)
+    metrics = [metric for metric in listed if metric not in ("DetA", "AssA")]
+    shown = Table("class", *metrics, box=SIMPLE_HEAD)
     for name in dict.fromkeys(name.split("/", 1)[1] for name in scores if "/" in name):
         values = {metric: scores.get(f"{metric}/{name}") for metric in metrics}
         if any(values[metric] is not None for metric in metrics if metric != "IDS"):

@@ -29,12 +29,17 @@ def official(name):
         return EXPECTED["panopticapi"]["All"][name.lower()]
     if name.startswith("PQ_"):
         return EXPECTED["panopticapi"][name[3:].capitalize()]["pq"]
+    if name == "VPQ":
+        return np.mean([window["All"]["pq"] for window in EXPECTED["vps"].values()])
+    if name in ("HOTA", "DetA", "AssA", "IDF1"):
+        return np.mean([EXPECTED["trackeval"][c]["all"][name] for c in ("car", "pedestrian")])
     return np.mean([EXPECTED["mots_tools"][c]["all"][name] for c in ("car", "pedestrian")])
 
 
 def test_scores_of_a_complete_video_dataset_equal_the_official_tools():
     scores = score(table(), STEP)
-    for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "IoU", "sMOTSA", "MOTSA", "MOTSP"):
+    over_time = ("sMOTSA", "MOTSA", "MOTSP", "HOTA", "DetA", "AssA", "IDF1", "VPQ")
+    for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "IoU", *over_time):
         assert scores[name] == pytest.approx(official(name), abs=1e-9), name
     for name in ("STQ", "AQ"):
         assert scores[name] == pytest.approx(official(name), abs=1e-6), name
@@ -63,7 +68,7 @@ def test_scores_of_a_dataset_with_background():
     assert scores["PQ_stuff"] is None
     assert scores["PQ"] == scores["PQ_things"]
     assert scores.keys() >= MOTS_KEYS
-    assert not scores.keys() & {"STQ", "AQ", "IoU"}
+    assert not scores.keys() & {"STQ", "AQ", "IoU", "VPQ"}
     for name in ("sMOTSA", "MOTSA", "MOTSP"):
         assert scores[name] == pytest.approx(official(name), abs=1e-9)
     for native, expected in EXPECTED["mots_tools"].items():
@@ -186,6 +191,8 @@ def test_the_script_prints_and_writes_the_official_numbers(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "sMOTSA 0.3004" in done.stdout
+    [pedestrian] = [line.split() for line in done.stdout.splitlines() if "pedestrian" in line]
+    assert pedestrian[3:7] == ["0.1501", "0.3720", "0.7041", "2"]  # sMOTSA, MOTSA, MOTSP, IDS
     report = json.loads((tmp_path / "scores.json").read_text())
     assert (report["frames"], report["sequences"], report["headline"]["name"]) == (40, 2, "sMOTSA")
     assert report["scores"]["sMOTSA/car"] == pytest.approx(EXPECTED["mots_tools"]["car"]["all"]["sMOTSA"], abs=1e-9)
