@@ -137,4 +137,5 @@ def test_script_names_shard_and_next_command(root):
     error, hint = damaged.stderr.splitlines()
     assert error.startswith("error: kitti_step/val: 2 problems, first kitti_step/val/000001.tar: is ")
     assert hint.startswith("  write it again: python pipelines/convert.py kitti_step --source ")
+    assert hint.endswith(f" --out {root} --split val")
     assert "Traceback" not in damaged.stdout + damaged.stderr

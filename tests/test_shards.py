@@ -150,7 +150,7 @@ def test_size_is_capped_before_decoding(monkeypatch):
     monkeypatch.setattr(record, "MAX_PIXELS", 5)
     with pytest.raises(DataError, match="here: image is 2x3, more than 5 pixels"):
         record.store_image(image_bytes(), "here")
-    with pytest.raises(DataError, match="image.jpg is 2x3, more than 5 pixels"):
+    with pytest.raises(DataError, match=r"image.jpg is 2x3, more than 5 pixels"):
         record.decode(whole)
     monkeypatch.setattr(record, "MAX_MEMBER_BYTES", 100)
     with pytest.raises(DataError, match="is not a file of at most 100 bytes"):

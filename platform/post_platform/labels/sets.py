@@ -82,7 +82,7 @@ def legal_classes(contract: Contract) -> NDArray[np.bool_]:
 
 def label_problem(contract: Contract, classes: NDArray[np.uint8], instances: NDArray[np.uint16]) -> str | None:
     """Say what is illegal in a pair of label maps under this contract, or None when nothing is."""
-    present = np.unique(classes)
+    present = np.flatnonzero(np.bincount(classes.ravel(), minlength=256))
     unknown = present[~legal_classes(contract)[present]]
     if unknown.size:
         return f"class id {', '.join(map(str, unknown[:5].tolist()))} is not in the contract of {contract.dataset}"

@@ -60,7 +60,7 @@ def check(
     counted_classes = {str(key): classes[key] for key in sorted(classes)}
     if not problems and counted_classes != found.manifest["classes"]:
         problems.append(f"{dataset}/{split}/manifest.json: the frames' classes are not those that it counts")
-    hint = convert_command(dataset, split, found.manifest.get("source", "<folder>"))
+    hint = convert_command(dataset, split, root, found.manifest.get("source", ""))
     return Report(dataset, split, len(rows), len(shards), tuple(problems), hint)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,11 @@ class Split:
     manifest: dict[str, Any]
 
 
-def convert_command(dataset: str, split: str, source: str = "<folder>") -> str:
+def convert_command(dataset: str, split: str, root: storage.Location, source: str = "") -> str:
     """The command that writes this split again."""
-    return f"write it again: python pipelines/convert.py {dataset} --source {source} --out <root> --split {split}"
+    known = shlex.quote(source) if source else "<folder>"
+    where = shlex.quote(str(root))
+    return f"write it again: python pipelines/convert.py {dataset} --source {known} --out {where} --split {split}"
 
 
 def encode_index(index: pa.Table) -> bytes:
@@ -63,7 +66,7 @@ def read_split(root: storage.Location, dataset: str, split: str) -> Split:
     """
     folder = storage.join(storage.absolute(root), dataset, split)
     where = f"{dataset}/{split}"
-    again = convert_command(dataset, split)
+    again = convert_command(dataset, split, root)
     contract = load_contract(dataset)
     if not storage.exists(storage.join(folder, "manifest.json")):
         found = converted(root).get(dataset, [])
@@ -120,6 +123,6 @@ def locate(path: str, split: str | None = None) -> tuple[str, str, list[str]]:
         wanted = f"{dataset}/{split}" if split else dataset
         raise DataError(
             f"{wanted}: not converted under {root}; converted: {', '.join(splits) or 'no split'}",
-            hint=convert_command(dataset, split or "train"),
+            hint=convert_command(dataset, split or "train", root),
         )
     return root, dataset, [split] if split else splits
