@@ -69,7 +69,7 @@ def hardest(values: Tensor, among: Tensor, fraction: float) -> Tensor:
 class _SetLoss(torch.autograd.Function):
     """Keeps two maps per sample instead of a second copy of the logits, and works through the batch by sample.
 
-    The gradient is softmax(z) - softmax(z restricted to S).
+    The gradient is softmax(z) - softmax(z restricted to S), computed only for pixels that mining kept.
     """
 
     @staticmethod
@@ -77,11 +77,9 @@ class _SetLoss(torch.autograd.Function):
         total = torch.empty(classes.shape, dtype=torch.float32, device=logits.device)
         inside = torch.empty_like(total)
         for sample, z in enumerate(logits):
-            z = z.float()
-            torch.logsumexp(z, 0, out=total[sample])
-            torch.logsumexp(
-                z.masked_fill(~_members(allowed[sample], classes[sample]), -torch.inf), 0, out=inside[sample]
-            )
+            rows, outside = _rows(z).float(), ~allowed[sample].index_select(0, classes[sample].flatten().int())
+            total[sample] = rows.logsumexp(1).view(classes.shape[1:])
+            inside[sample] = rows.masked_fill(outside, -torch.inf).logsumexp(1).view(classes.shape[1:])
         ctx.save_for_backward(logits, classes, allowed, total, inside)
         return torch.where(inside == -torch.inf, 0.0, (total - inside).clamp_(min=0))
 
@@ -89,14 +87,18 @@ class _SetLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, classes, allowed, total, inside = ctx.saved_tensors
         upstream = torch.where(inside == -torch.inf, 0.0, gradients[0])
-        result = torch.empty_like(logits)
+        result = torch.zeros_like(logits)
         for sample, z in enumerate(logits):
-            z = z.float()
-            outside = (z - inside[sample]).exp_().masked_fill_(~_members(allowed[sample], classes[sample]), 0.0)
-            result[sample] = (z - total[sample]).exp_().sub_(outside).mul_(upstream[sample])
+            kept = upstream[sample].flatten().nonzero().squeeze(1)
+            rows = _rows(z).index_select(0, kept).float()
+            outside = ~allowed[sample].index_select(0, classes[sample].flatten()[kept].int())
+            within = (rows - inside[sample].flatten()[kept, None]).exp_().masked_fill_(outside, 0.0)
+            rows = (rows - total[sample].flatten()[kept, None]).exp_().sub_(within)
+            rows *= upstream[sample].flatten()[kept, None]
+            _rows(result[sample])[kept] = rows.to(result.dtype)
         return result, None, None
 
 
-def _members(allowed: Tensor, classes: Tensor) -> Tensor:
-    """(256, C), (H, W) -> (C, H, W): is the class in the pixel's set."""
-    return allowed.T[:, classes.long()]
+def _rows(z: Tensor) -> Tensor:
+    """(C, H, W) -> (H x W, C), a view whatever the memory format."""
+    return z.flatten(1).T
