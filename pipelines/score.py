@@ -65,7 +65,7 @@ def _totals(scores: dict[str, float | None]) -> Table:
 
 
 def _per_class(scores: dict[str, float | None]) -> Table:
-    """One row per class that has a defined score; DetA and AssA stay in the JSON, to keep the table within 80 columns."""
+    """One row per class that has a defined score; DetA and AssA are left to the JSON, to keep the table narrow."""
     listed = dict.fromkeys(name.split("/", 1)[0] for name in scores if "/" in name)
     metrics = [metric for metric in listed if metric not in ("DetA", "AssA")]
     shown = Table("class", *metrics, box=SIMPLE_HEAD)

@@ -62,6 +62,12 @@ def test_kitti_step_folders():
     assert expected["STQ"] == pytest.approx(EXPECTED["deeplab2"]["STQ"], abs=1e-6)
 
 
+@pytest.mark.parametrize(("dataset", "folder"), [("kitti_mots", "mots_gt_txt"), ("kitti_step", "step_gt")])
+def test_the_truth_scored_against_itself_is_perfect(dataset, folder):
+    for name, value in scores(dataset, FOLDER / folder, FOLDER / folder, ["0006"]).items():
+        assert value in ((0.0,) if name.startswith("IDS") else (1.0, None)), name
+
+
 def test_some_sequences_only(caplog):
     found = scores("kitti_mots", FOLDER / "mots_gt_txt", FOLDER / "mots_pred_txt", ["0006"])
     assert found["sMOTSA/car"] == pytest.approx(EXPECTED["mots_tools"]["car"]["0006"]["sMOTSA"], abs=1e-9)
