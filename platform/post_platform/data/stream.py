@@ -58,9 +58,7 @@ def plan_rows(plan: Plan, start: int, steps: int, world_size: int) -> ray.data.D
 
 def data_config() -> ray.train.DataConfig:
     """Ray Train's ingest: blocks dealt strictly in turn, which needs preserved order and no locality."""
-    return ray.train.DataConfig(
-        execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
-    )
+    return ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
 
 
 class _Collate(ArrowBatchCollateFn):

@@ -1,0 +1,154 @@
+"""Whole sequences through the network, fusion and tracker, scored in each dataset's own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from post_model.network import Post
+from post_model.predictor import Predictor
+from post_platform import storage
+from post_platform.labels import Contract, load_contract, projection
+from post_platform.metrics.contingency import frame_table, merge
+from post_platform.metrics.score import headline, score
+from post_platform.shards import record
+
+if TYPE_CHECKING:
+    from post_platform.shards.index import Split
+
+VOID = 255
+Scores = dict[str, dict[str, float | None]]
+"""{dataset: {metric: value}}; ratios, None where a metric is undefined."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame to look at: image, truth and prediction, in native classes; ids are tracks.
+
+    Shape: image (H, W, 3) uint8; all maps (H, W).
+    """
+
+    dataset: str
+    key: str
+    image: np.ndarray
+    truth: tuple[np.ndarray, np.ndarray]
+    prediction: tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One sequence of a split: rows [start, stop) of its index."""
+
+    split: Split
+    start: int
+    stop: int
+
+
+def sequences(splits: Sequence[Split], max_frames: int | None = None) -> list[Stretch]:
+    """Every sequence with a labelled frame, in the order of the indexes, cut to its first `max_frames` frames."""
+    found = []
+    for split in splits:
+        codes = split.index["sequence"].combine_chunks().dictionary_encode().indices.to_numpy()
+        labelled = split.index["labelled"].to_numpy(zero_copy_only=False)
+        edges = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1], True])
+        for start, end in pairwise(edges.tolist()):
+            stop = min(end, start + max_frames) if max_frames else end
+            if labelled[start:stop].any():
+                found.append(Stretch(split, start, stop))
+    return found
+
+
+def share_of(work: Sequence[Stretch], rank: int, world_size: int) -> list[Stretch]:
+    """Rank `rank`'s sequences: the longest first, each to the rank with the fewest frames so far."""
+    frames = [0] * world_size
+    mine = []
+    for item in sorted(work, key=lambda item: item.start - item.stop):
+        target = frames.index(min(frames))
+        frames[target] += item.stop - item.start
+        if target == rank:
+            mine.append(item)
+    return mine
+
+
+def predictor_for(model: Post, names: Sequence[str], contract: Contract, tracking: str) -> Predictor:
+    """A predictor in a dataset's own classes: probabilities are summed over each class's primary set."""
+    return Predictor(
+        model,
+        projection=torch.from_numpy(projection(contract, names)),
+        thing=torch.tensor([entry.has_instances for entry in contract.classes]),
+        background=contract.background is not None,
+        tracking=tracking,
+    )
+
+
+def native_ids(contract: Contract) -> np.ndarray:
+    """Native id of each class index that the predictor returns: the classes, then background (0), then void (255).
+
+    The last entry also answers index -1.
+    """
+    return np.array([entry.id for entry in contract.classes] + [0, VOID], np.uint8)
+
+
+def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) -> Iterator[tuple[pa.Table, Picture]]:
+    """Predict a sequence frame by frame; yields the contingency table and the picture of each labelled frame."""
+    split = sequence.split
+    rows = split.index.slice(sequence.start, sequence.stop - sequence.start).to_pylist()
+    natives, state = native_ids(contract), None
+    device = next(predictor.model.parameters()).device
+    for row in rows:
+        data = storage.read_range(storage.join(split.folder, row["shard"]), row["offset"], row["length"])
+        truth = record.decode(data)
+        image = torch.from_numpy(truth.image).permute(2, 0, 1).contiguous().to(device)
+        result, state = predictor.step(image, state)
+        if not row["labelled"]:
+            continue
+        classes, tracks = natives[result.classes.cpu().numpy()], result.tracks.cpu().numpy()
+        table = frame_table(
+            split.dataset, row["sequence"], row["frame"], truth.classes, truth.instances, classes, tracks
+        )
+        picture = Picture(split.dataset, f"{row['sequence']}/{row['frame']:06d}", truth.image,
+                          (truth.classes, truth.instances), (classes, tracks))  # fmt: skip
+        yield table, picture
+
+
+def evaluate_share(
+    model: Post, names: Sequence[str], work: Sequence[Stretch], tracking: str, pictures: int = 0
+) -> tuple[list[pa.Table], list[Picture]]:
+    """Contingency tables of all frames of `work`, and of each sequence `pictures` frames from its middle on."""
+    was_training = model.training
+    model.eval()
+    tables: list[pa.Table] = []
+    kept: list[Picture] = []
+    try:
+        for sequence in work:
+            contract = load_contract(sequence.split.dataset)
+            predictor = predictor_for(model, names, contract, tracking)
+            middle = (sequence.stop - sequence.start) // 2
+            for number, (table, picture) in enumerate(run_sequence(predictor, contract, sequence)):
+                tables.append(table)
+                if middle <= number < middle + pictures:
+                    kept.append(picture)
+    finally:
+        model.train(was_training)
+    return tables, kept
+
+
+def scores_of(tables: Sequence[pa.Table]) -> Scores:
+    """All scores of every dataset in the frames' contingency tables, undefined ones None."""
+    table = merge(tables)
+    names = pc.unique(table["dataset"]).to_pylist()
+    return {name: score(table, load_contract(name)) for name in sorted(names)}
+
+
+def mean_score(scores: Scores) -> float | None:
+    """The plain mean over datasets of each one's headline score, the only number that a search may maximise."""
+    values = [headline(found, load_contract(name)) for name, found in scores.items()]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

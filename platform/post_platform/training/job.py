@@ -1,0 +1,96 @@
+"""What one training run is: everything a worker needs, made once by the driver and carried to every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from post_model.network import Post
+from post_model.weights import load_backbone, load_model
+from post_platform.config import RunConfig
+from post_platform.data.augment import Augmentation
+from post_platform.data.plan import Plan
+from post_platform.errors import ConfigError
+from post_platform.experiment_log import ExperimentLog
+from post_platform.shards.index import Split
+from post_platform.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, resolved: its configuration, its data, its classes, its folder and its MLflow run."""
+
+    config: RunConfig
+    train: tuple[Split, ...]
+    val: tuple[Split, ...]
+    class_names: tuple[str, ...]
+    thing_flags: tuple[bool, ...]
+    folder: Path
+    mlflow_uri: str
+    mlflow_run_id: str
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.folder / "checkpoints"
+
+    def open_log(self) -> ExperimentLog:
+        """The run's MLflow run, from whichever process asks."""
+        names = self.config.mlflow.experiment, self.config.run.name
+        return ExperimentLog.open(self.mlflow_uri, *names, self.mlflow_run_id, default_dir=self.folder.parent)
+
+    def plan(self) -> Plan:
+        """The run's data order, a pure function of the configuration and the shards."""
+        data = self.config.data
+        return Plan(self.train, self.config.train.global_batch, data.stride, data.alpha, self.config.seed)
+
+    def augmentation(self) -> Augmentation:
+        """The one augmentation of all datasets."""
+        data = self.config.data
+        return Augmentation(data.crop, data.scale, data.flip, data.photometric, data.still_motion)
+
+    def committed_step(self) -> int:
+        """The step of the newest whole checkpoint; 0 where there is none."""
+        newest = checkpoint.latest(self.checkpoints)
+        return checkpoint.read_state(newest)["step"] if newest else 0
+
+    def new_model(self, norm: str) -> Post:
+        """The network before its first step: seeded, or filled from `model.init_from`.
+
+        Raises:
+            ConfigError: `init_from` does not fit this network.
+        """
+        settings = self.config.model
+        torch.manual_seed(self.config.seed)
+        model = Post(len(self.class_names), settings.backbone, settings.depthwise, settings.branches, norm)
+        if settings.init_from:
+            try:
+                self._initialise(model, Path(settings.init_from))
+            except ValueError as error:
+                raise ConfigError(f"model.init_from: {error}") from error
+        return model
+
+    def _initialise(self, model: Post, source: Path) -> None:
+        if source.is_file():
+            load_backbone(model, source)
+            return
+        loaded, card = load_model(source)
+        if card.class_names != self.class_names:
+            different = sorted(set(card.class_names) ^ set(self.class_names))
+            raise ValueError(f"{source} has other classes than this run; they differ in {', '.join(different[:5])}")
+        model.load_state_dict(loaded.state_dict())
+
+
+def resolve_norm(requested: str, gpus_everywhere: bool, local_batch: int, pretrained: bool) -> str:
+    """Turn `auto` into a kind of normalisation, once per run; the checkpoint stores it.
+
+    Imported BatchNorm statistics are kept (synchronised across GPUs). From scratch, batch statistics need every rank
+    on a GPU with at least 4 samples; else GroupNorm, which does not depend on the batch.
+    """
+    if requested != "auto":
+        return requested
+    if pretrained:
+        return "sync" if gpus_everywhere else "batch"
+    return "sync" if gpus_everywhere and local_batch >= 4 else "group"

@@ -1,0 +1,234 @@
+"""From a configuration to a finished run: preflight, the MLflow run, Ray Train, and resumption when run again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from post_platform import cluster
+from post_platform.config import (
+    MAY_CHANGE_ON_RESUME,
+    RunConfig,
+    WorkerRange,
+    differences,
+    dump_config,
+    flatten,
+    load_config,
+)
+from post_platform.errors import ConfigError, DataError, PostError, nearest
+from post_platform.experiment_log import ExperimentLog
+from post_platform.shards.index import Split, converted, read_split
+from post_platform.training import checkpoint
+from post_platform.training.job import Job
+from post_platform.training.journal import PROGRESS
+from post_platform.training.vocabulary import class_names, thing_flags
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[dict], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with: its newest checkpoint, the scores of its last validation, and its MLflow run."""
+
+    folder: Path
+    checkpoint: Path
+    scores: dict
+    mlflow_uri: str
+    mlflow_run_id: str
+
+
+def splits_of(root: str, datasets: tuple[str, ...] | None, split: str) -> tuple[Split, ...]:
+    """One split of each requested dataset, by default of every converted one that has it.
+
+    Raises:
+        DataError: a dataset is not converted, or none has this split.
+    """
+    found = converted(root)
+    for name in datasets or ():
+        if name not in found:
+            raise DataError(
+                f"dataset {name!r} is not converted under {root}{nearest(name, found)}",
+                f"python pipelines/convert.py {name} --source <folder> --out {root}",
+            )
+        if split not in found[name]:
+            raise DataError(
+                f"{name} under {root} has no split {split!r}; it has {', '.join(sorted(found[name]))}",
+                f"python pipelines/convert.py {name} --source <folder> --out {root} --split {split}",
+            )
+    names = datasets or tuple(name for name in found if split in found[name])
+    if not names:
+        raise DataError(f"no dataset under {root} has a split {split!r}", "see what is there: ls " + root)
+    return tuple(read_split(root, name, split) for name in names)
+
+
+def prepare(config: RunConfig) -> Job:
+    """Check everything that can be checked before Ray starts, and resolve the run.
+
+    Raises:
+        ConfigError: the run exists with another configuration.
+        DataError: shards are missing.
+    """
+    train = splits_of(config.data.root, config.data.datasets, config.data.train_split)
+    names = tuple(split.dataset for split in train)
+    val = splits_of(config.data.root, names, config.data.val_split)
+    folder = Path(config.run.dir) / config.run.name
+    newest = checkpoint.latest(folder / "checkpoints")
+    if newest:
+        _refuse_changes(config, folder / "config.yaml", newest)
+    classes = class_names(train, config.model.classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(config))
+    log = _open_log(config, folder)
+    return Job(config, train, val, classes, thing_flags(train, classes), folder, log.uri, log.run_id)
+
+
+def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
+    """Train to `train.steps`, from the newest whole checkpoint where there is one; a finished run returns at once.
+
+    Args:
+        config: the resolved configuration.
+        report: called now and then with the run's progress ({"step", "loss", "frames_per_s"}).
+    """
+    job = prepare(config)
+    if job.committed_step() >= config.train.steps:
+        logger.info("run %s is already finished at step %d", config.run.name, job.committed_step())
+        return outcome(job)
+    logger.info("%s", cluster.connect())
+    log = job.open_log()
+    log.log_params(flatten(config))
+    log.log_text(dump_config(config), "config.yaml")
+    log.log_inputs({f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in job.train}, "train")
+    log.log_inputs({f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in job.val}, "val")
+    status = "FAILED"
+    try:
+        with _watching(job.folder / PROGRESS, report):
+            _fit(job)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        log.finish(status)
+    return outcome(job)
+
+
+def outcome(job: Job) -> Outcome:
+    """The run's newest checkpoint and last scores."""
+    newest = checkpoint.latest(job.checkpoints)
+    if newest is None:
+        raise PostError(f"run {job.config.run.name} has no checkpoint under {job.checkpoints}")
+    scores = json.loads((job.folder / "scores.json").read_text())
+    return Outcome(job.folder, newest, scores, job.mlflow_uri, job.mlflow_run_id)
+
+
+def _refuse_changes(config: RunConfig, stored: Path, newest: Path) -> None:
+    """Resuming with another configuration would be another run under the same name."""
+    changed = differences(load_config(stored), config, ignoring=MAY_CHANGE_ON_RESUME)
+    if changed:
+        raise ConfigError(
+            f"run {config.run.name!r} exists ({newest}) with another configuration: {'; '.join(changed)}",
+            "give it another name: run.name=<new name>",
+        )
+
+
+def _open_log(config: RunConfig, folder: Path) -> ExperimentLog:
+    """The run's MLflow run: the one that `run.json` names, else a new one."""
+    file = folder / "run.json"
+    run_id = json.loads(file.read_text())["mlflow_run_id"] if file.exists() else None
+    log = ExperimentLog.open(
+        config.mlflow.uri, config.mlflow.experiment, config.run.name, run_id, default_dir=Path(config.run.dir)
+    )
+    file.write_text(json.dumps({"mlflow_uri": log.uri, "mlflow_run_id": log.run_id}))
+    return log
+
+
+def _fit(job: Job) -> None:
+    """Hand the job to Ray Train; a user's mistake that a worker met comes back as itself."""
+    import ray.train
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from post_platform.data.stream import data_config, plan_rows
+    from post_platform.training.loop import train_worker
+
+    workers, gpus = _workers(job.config)
+    plan = job.plan()
+
+    def rows() -> ray.data.Dataset:
+        # Evaluated anew for each worker group: a restarted group continues where the last checkpoint ends.
+        return plan_rows(plan, job.committed_step(), job.config.train.steps, workers)
+
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": cluster.worker_cpus()} | ({"GPU": 1} if gpus else {}),
+        ),
+        datasets={"train": rows},
+        dataset_config=data_config(),
+        run_config=RayRunConfig(
+            # A reused name would make Ray Train resume by itself; our checkpoints are the only authority on that.
+            name=f"{job.config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=str(job.folder / "ray"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.v2.api.exceptions.TrainingFailedError as error:
+        for failure in _causes(error):
+            if isinstance(failure, PostError):
+                raise failure from error
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, the errors of the workers it collects, and what caused each."""
+    yield error
+    for failure in getattr(error, "worker_failures", {}).values():
+        yield from _causes(failure)
+    for inner in (getattr(error, "cause", None), error.__cause__):
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)
+
+
+def _workers(config: RunConfig) -> tuple[int, bool]:
+    """Number of training workers, and whether each has a GPU: one per GPU, or two on a machine without."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    wanted = config.train.workers
+    workers = (wanted.max if isinstance(wanted, WorkerRange) else wanted) or gpus or 2
+    return workers, gpus >= workers
+
+
+@contextmanager
+def _watching(file: Path, report: Report) -> Iterator[None]:
+    """Pass what rank 0 writes into `file` to `report` while the block runs."""
+    done = threading.Event()
+
+    def watch() -> None:
+        last = None
+        while not done.wait(0.5):
+            text = file.read_text() if file.exists() else ""
+            if text and text != last and text.endswith("}"):
+                report(json.loads(text))
+                last = text
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,187 @@
+"""One worker's part of a training run: resume, step, validate, commit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from post_model.batch import Batch
+from post_model.network import Predictions, losses
+from post_model.weights import load_model
+from post_platform.data.load import ClipLoader, Samples
+from post_platform.data.stream import local_batch, local_batches
+from post_platform.training import checkpoint
+from post_platform.training.evaluate import evaluate_share, mean_score, scores_of, sequences, share_of
+from post_platform.training.job import Job, resolve_norm
+from post_platform.training.journal import Journal
+from post_platform.training.ledger import Seen
+from post_platform.training.vocabulary import label_tables
+
+logger = logging.getLogger(__name__)
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Run this rank of `settings["job"]` from the committed step to the last; Ray Train calls it on every worker."""
+    context = ray.train.get_context()
+    worker = Worker(settings["job"], context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    worker.run(ray.train.get_dataset_shard("train"))
+
+
+class Worker:
+    """The state of one rank between steps."""
+
+    def __init__(self, job: Job, rank: int, world_size: int, device: torch.device) -> None:
+        """Build the network, and continue from the newest whole checkpoint where there is one."""
+        self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
+        self.config = job.config
+        self.plan = job.plan()
+        self.tables = label_tables(job.train, job.class_names).to(device)
+        self.loss_settings = {"hard_fraction": self.config.loss.hard_fraction, "sigma": self.config.loss.center_sigma}
+        self.messages = dist.new_group(backend="gloo")  # Python objects, on GPU runs too
+        newest = checkpoint.latest(job.checkpoints)
+        if newest:
+            checkpoint.verify(newest)
+            model, _ = load_model(newest)
+            self.step = checkpoint.read_state(newest)["step"]
+        else:
+            model, self.step = job.new_model(self._norm()), 0
+        self.model = model.to(
+            device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.config.optim.lr, weight_decay=self.config.optim.weight_decay
+        )
+        if newest:
+            self.optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location=device, weights_only=True))
+        network = torch.compile(self.model) if self.config.train.compile else self.model
+        self.network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        self.journal = Journal(job, newest) if rank == 0 else None
+        self.seen: list[tuple[int, Seen]] = []
+
+    def _norm(self) -> str:
+        gpu = self.device.type == "cuda"
+        rows = local_batch(self.config.train.global_batch, self.world_size)
+        return resolve_norm(self.config.model.norm, gpu, rows, bool(self.config.model.init_from))
+
+    def run(self, shard: ray.data.DataIterator) -> None:
+        """Train to the last step, validating and committing on the way."""
+        config = self.config
+        loader = ClipLoader(self.plan, self.job.augmentation(), config.data.max_bad_samples, config.train.threads or 2)
+        batches = self._prefetched(local_batches(shard, loader, self.world_size))
+        self.network.train()
+        while self.step < config.train.steps:
+            waited, samples = next(batches)
+            started = time.perf_counter()
+            values = self._train_step(samples)
+            self.step += 1
+            last = self.step == config.train.steps
+            if self.step % config.train.log_every == 0 or last:
+                self._log_step(values, waited, time.perf_counter() - started)
+            validates = last or (config.eval.every and self.step % config.eval.every == 0)
+            if validates:
+                self._validate()
+            if validates or self.step % config.train.checkpoint_every == 0:
+                self._commit()
+        if self.journal:
+            self.journal.close()
+
+    def _prefetched(self, batches: Iterator[Samples]) -> Iterator[tuple[float, Samples]]:
+        """Batches with the seconds that were spent waiting for each."""
+        while True:
+            started = time.perf_counter()
+            samples = next(batches)
+            yield time.perf_counter() - started, samples
+
+    def _train_step(self, samples: Samples) -> dict[str, Tensor]:
+        """One optimiser step on this rank's rows; returns each branch's mean loss over all ranks."""
+        config = self.config
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * 4096 + self.rank)
+        batch = to_batch(samples, self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optim, self.step, config.train.steps)
+        with self._autocast():
+            predictions: Predictions = self.network(batch.image, batch.prev_image)
+        branches = losses(predictions, batch, self.tables, **self.loss_settings)
+        totals = torch.stack([total for total, _ in branches.values()])
+        counts = torch.stack([count.detach().to(totals.dtype) for _, count in branches.values()])
+        sums = torch.stack([totals.detach(), counts])
+        dist.all_reduce(sums)
+        weights = totals.new_tensor([getattr(config.loss, name) for name in branches])
+        # DDP averages gradients over ranks; dividing by the global count and multiplying by the ranks makes a batch's
+        # gradient independent of how its rows are spread.
+        loss = (weights * totals / sums[1].clamp(min=1)).sum() * self.world_size
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.optim.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip)
+        self.optimizer.step()
+        rows = zip(samples.position.tolist(), samples.key, samples.weight.tolist(), strict=True)
+        self.seen += [(self.step + 1, (position, key)) for position, key, weight in rows if weight > 0]
+        means = sums[0] / sums[1].clamp(min=1)
+        return {**dict(zip(branches, means, strict=True)), "total": (weights * means).sum()}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        precision = self.config.train.precision
+        wanted = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
+
+    def _log_step(self, values: dict[str, Tensor], waited: float, busy: float) -> None:
+        if not self.journal:
+            return
+        metrics = {f"train/loss/{name}": float(value) for name, value in values.items()}
+        if any(value != value for value in metrics.values()):
+            logger.warning("step %d: a loss is not a number: %s", self.step, metrics)
+        seconds = waited + busy
+        metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics["time/frames_per_s"] = self.config.train.global_batch / seconds
+        metrics["time/data_wait"] = waited / seconds
+        self.journal.step(self.step, metrics)
+
+    def _validate(self) -> None:
+        """Whole validation sequences, spread over the ranks; rank 0 scores the merged tables."""
+        config, started = self.config.eval, time.perf_counter()
+        work = share_of(sequences(self.job.val, config.max_frames), self.rank, self.world_size)
+        tables, pictures = evaluate_share(
+            self.model, self.job.class_names, work, config.tracking, pictures=1 if config.overlays else 0
+        )
+        found: list[Any] = [None] * self.world_size
+        dist.gather_object((tables, pictures), found if self.rank == 0 else None, group=self.messages)
+        if self.journal:
+            scores = scores_of([table for part in found for table in part[0]])
+            self.journal.validation(self.step, scores, mean_score(scores), time.perf_counter() - started)
+            self.journal.pictures(self.step, [picture for part in found for picture in part[1]], config.overlays)
+
+    def _commit(self) -> None:
+        """Make everything up to this step permanent: ledger, checkpoint, then the metrics in MLflow."""
+        found: list[Any] = [None] * self.world_size
+        dist.gather_object(self.seen, found if self.rank == 0 else None, group=self.messages)
+        self.seen = []
+        if self.journal:
+            self.journal.commit(self.step, [item for part in found for item in part], self.model, self.optimizer)
+        dist.barrier(group=self.messages)
+
+
+def to_batch(samples: Samples, device: torch.device) -> Batch:
+    """A loaded batch on the training device, where its targets are made."""
+    names = ("image", "prev_image", "classes", "instances", "prev_classes", "prev_instances", "dataset", "weight")
+    tensors = [torch.from_numpy(getattr(samples, name)) for name in names]
+    if device.type == "cuda":
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return Batch(*tensors).to(device, non_blocking=True)
+
+
+def learning_rate(optim: Any, step: int, steps: int) -> float:
+    """Linear warm-up, then poly decay (power 0.9) or a constant. Source: Panoptic-DeepLab."""
+    warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
+    decay = (1 - step / steps) ** 0.9 if optim.schedule == "poly" else 1.0
+    return float(optim.lr * warm * decay)

@@ -1,0 +1,68 @@
+"""Which unified classes a model has, and the label tables that tie each dataset of the mixture to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from post_model.taxonomy import LabelTables
+from post_platform.errors import DataError
+from post_platform.labels import allowed_sets, load_contract, negative_centers, taxonomy, thing_table
+
+if TYPE_CHECKING:
+    from post_platform.shards.index import Split
+
+LAST_TIER = {"coco": "coco", "core": "driving"}
+
+
+def class_names(splits: Sequence[Split], rule: str) -> tuple[str, ...]:
+    """The model's classes, in the taxonomy's order.
+
+    Args:
+        splits: the training splits.
+        rule: `observed` = the primary classes of every native class that occurs in `splits`; `coco`, `core`, `all` =
+            the taxonomy's first tier, its first two, or everything.
+    """
+    unified = taxonomy()
+    if rule == "all":
+        return unified.names
+    if rule in LAST_TIER:
+        return unified.prefix(LAST_TIER[rule])
+    found = {name for split in splits for entry in _observed(split) for name in entry.unified}
+    if not found:
+        raise DataError(f"no labelled class occurs in {', '.join(s.dataset for s in splits)}")
+    return tuple(name for name in unified.names if name in found)
+
+
+def thing_flags(splits: Sequence[Split], names: Sequence[str]) -> tuple[bool, ...]:
+    """For each of the model's classes, whether some dataset of the mixture labels its objects one by one."""
+    things = _labelled_things(splits)
+    return tuple(name in things for name in names)
+
+
+def label_tables(splits: Sequence[Split], names: Sequence[str]) -> LabelTables:
+    """The tables that the losses index by (dataset, native class); the order of datasets is that of `splits`.
+
+    A class that no dataset of the mixture labels with instances can never be an object here, so a label that allows it
+    still proves that no centre is there.
+    """
+    contracts = [load_contract(split.dataset) for split in splits]
+    things = _labelled_things(splits)
+    return LabelTables(
+        allowed=torch.from_numpy(np.stack([allowed_sets(contract, names) for contract in contracts])),
+        thing=torch.from_numpy(np.stack([thing_table(contract) for contract in contracts])),
+        negative=torch.from_numpy(np.stack([negative_centers(contract, things) for contract in contracts])),
+    )
+
+
+def _observed(split: Split) -> list:
+    """The native classes that occur in a split, by its manifest."""
+    present = set(split.manifest["classes"])
+    return [entry for entry in load_contract(split.dataset).classes if str(entry.id) in present]
+
+
+def _labelled_things(splits: Sequence[Split]) -> set[str]:
+    return {name for split in splits for entry in _observed(split) if entry.has_instances for name in entry.unified}
