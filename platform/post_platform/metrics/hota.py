@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from scipy.optimize import linear_sum_assignment
 
-from post_platform.metrics.similarity import EPSILON, Sequence, matches, sequences
+from post_platform.metrics.similarity import EPSILON, Sequence, sequences
 
 ALPHAS = np.arange(0.05, 0.99, 0.05)
 
@@ -58,7 +59,8 @@ def _count(sequence: Sequence) -> np.ndarray:
     together = np.zeros((len(ALPHAS), sequence.true_tracks, sequence.pred_tracks))
     iou_sum = np.zeros(len(ALPHAS))
     for frame in sequence.frames:
-        rows, columns = matches(frame.iou * alignment[np.ix_(frame.truth, frame.pred)])
+        score = frame.iou * alignment[np.ix_(frame.truth, frame.pred)]
+        rows, columns = linear_sum_assignment(score, maximize=True)
         iou = frame.iou[rows, columns]
         reached = iou >= ALPHAS[:, None] - EPSILON
         together[:, frame.truth[rows], frame.pred[columns]] += reached

@@ -1,8 +1,8 @@
 """Mask IoU of all true and predicted objects of one class, frame by frame, as TrackEval prepares it for HOTA and IDF1.
 
-Source: TrackEval's KITTI-MOTS preparation. Predictions that match no object (IoU of at least 0.5, one to one) and lie
-to more than half in the merged ignore region are dropped. Where mots_tools asks for IoU above 0.5, TrackEval includes
-0.5.
+Source: TrackEval's KITTI-MOTS preparation, which drops unmatched predictions that lie to more than half in the merged
+ignore region. A match (IoU of at least 0.5) has at least half of the prediction on an object, so none needs to be found
+for this. Where mots_tools asks for IoU above 0.5, TrackEval includes 0.5.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.optimize import linear_sum_assignment
 
 from post_platform.labels import UNIDENTIFIED
 from post_platform.metrics.segments import group, rows_of
@@ -65,7 +64,7 @@ def sequences(table: pa.Table, native_class: int) -> list[Sequence]:
     truth_area, pred_area = truth.total(rows.pixels), pred.total(rows.pixels)
     ignored = 2 * pred.total(rows.pixels * (rows.void | rows.crowd)) > pred_area
     is_truth = (truth.keys[:, 2] == native_class) & (truth.keys[:, 3] != UNIDENTIFIED)
-    is_pred = (pred.keys[:, 2] == native_class) & (pred.keys[:, 3] != 0)
+    is_pred = (pred.keys[:, 2] == native_class) & (pred.keys[:, 3] != 0) & ~ignored
     pair = group(truth.of_row, pred.of_row)
     shared, (t, p) = pair.total(rows.pixels), pair.keys.T
     objects = is_truth[t] & is_pred[p]
@@ -84,25 +83,15 @@ def sequences(table: pa.Table, native_class: int) -> list[Sequence]:
         n, m = here[true], there[predicted]
         values = np.zeros((len(n), len(m)))
         values[np.searchsorted(n, t[pairs]), np.searchsorted(m, p[pairs])] = iou[pairs]
-        kept = ~ignored[m]
-        kept[matches(np.where(values >= 0.5 - EPSILON, values, 0.0))[1]] = True
         video = int(truth.keys[n[0], 0] if len(n) else pred.keys[m[0], 0])
-        found.setdefault(video, []).append((truth.keys[n, 3], pred.keys[m[kept], 3], values[:, kept]))
-    numbered = [_number_tracks(frames) for frames in found.values()]
-    return [sequence for sequence in numbered if sequence.true_tracks or sequence.pred_tracks]
+        found.setdefault(video, []).append((truth.keys[n, 3], pred.keys[m, 3], values))
+    return [_number_tracks(frames) for frames in found.values()]
 
 
 def _slices(ascending: np.ndarray, values: np.ndarray) -> list[slice]:
     """Where each of `values` lies in an ascending array."""
     edges = np.searchsorted(ascending, values), np.searchsorted(ascending, values, side="right")
     return [slice(start, stop) for start, stop in zip(*edges, strict=True)]
-
-
-def matches(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The one-to-one assignment of rows to columns with the greatest sum; pairs of score 0 are left out."""
-    rows, columns = linear_sum_assignment(score, maximize=True)
-    real = score[rows, columns] > EPSILON
-    return rows[real], columns[real]
 
 
 def _number_tracks(frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Sequence:
