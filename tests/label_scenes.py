@@ -1,6 +1,7 @@
 """Small batches with hand-written labels for the tests of targets and losses."""
 
 import torch
+
 from post_model.batch import Batch
 from post_model.taxonomy import LabelTables
 

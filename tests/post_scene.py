@@ -34,7 +34,7 @@ def make_scene(height, width, objects, seed):
 
 
 def fake_outputs(scene, ids, seed, sigma=10):
-    """Return noisy classes (H, W), centre heat (1, H, W) and offsets (2, H, W), quantised so that equal values occur."""
+    """Return noisy classes (H, W), centre heat (1, H, W) and offsets (2, H, W), with equal values."""
     height, width = scene.shape
     rs = np.random.RandomState(seed)
     classes = np.where(scene >= 0, scene // 1000, 0).astype(np.int64)

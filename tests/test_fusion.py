@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from post_model.fusion import find_centers, fuse
 from post_scene import THINGS, fake_logits, fake_outputs, make_scene
+
+from post_model.fusion import find_centers, fuse
 
 DATA = Path(__file__).parent / "data"
 

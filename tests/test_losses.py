@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_scenes import make_batch, make_tables, random_batch
+
 from post_model.branches import LossSettings
 from post_model.branches.semantic import hardest, loss, set_loss
 from post_model.network import Post, Predictions, losses

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_scenes import make_batch, make_tables, random_batch
+
 from post_model.branches.center import center_target, center_weight
 from post_model.branches.offset import offset_target
 from post_model.branches.prev_offset import motion_target
