@@ -111,7 +111,7 @@ def test_a_pickle_is_never_executed(tmp_path, capsys):
         torch.save(content, file)
         with pytest.raises(ValueError, match=r"weights\.pth"):
             load_backbone(Post(3, "resnet18"), file)
-    file.write_bytes(pickle.dumps(Harmful()))
+    file.write_bytes(pickle.dumps(Harmful(), protocol=2))
     with pytest.raises(ValueError, match=r"weights\.pth"):
         load_backbone(Post(3, "resnet18"), file)
     assert capsys.readouterr().out == ""
