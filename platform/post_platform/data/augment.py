@@ -64,7 +64,8 @@ def augment(now: Frame, prev: Frame | None, rules: Augmentation, seed: int) -> t
         same = cut(now)
         pair = same, same._replace(instances=np.zeros_like(same.instances))
     if rules.photometric:
-        pair = tuple(frame._replace(image=recoloured(frame.image, rng)) for frame in pair)
+        first, second = (frame._replace(image=recoloured(frame.image, rng)) for frame in pair)
+        return first, second
     return pair
 
 

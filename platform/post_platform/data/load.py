@@ -128,7 +128,7 @@ class ClipLoader:
         if len(data) != length or zlib.crc32(data) != row[f"{when}_crc32"]:
             problem = f"{len(data)} of {length} bytes" if len(data) != length else "checksum differs from the index"
             raise DataError(f"{where}: {problem}", hint)
-        decoded = record.decode(data)
+        decoded = record.decode(data, f"{name}/{shard}")
         return Frame(decoded.image, decoded.classes, decoded.instances)
 
 

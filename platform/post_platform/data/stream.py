@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -67,16 +68,13 @@ class _Collate(ArrowBatchCollateFn):
     def __init__(self, loader: ClipLoader) -> None:
         self.loader = loader
 
-    def __call__(self, batch: pa.Table) -> Samples:
+    def __call__(self, batch: pa.Table) -> Any:
         return self.loader.load(batch)
 
 
 def local_batches(shard: DataIterator, loader: ClipLoader, world_size: int) -> Iterator[Samples]:
     """This rank's batches, decoded two ahead of the step that uses them."""
-    return iter(
-        shard.iter_torch_batches(
-            batch_size=local_batch(loader.plan.global_batch, world_size),
-            collate_fn=_Collate(loader),
-            prefetch_batches=2,
-        )
+    batches = shard.iter_torch_batches(
+        batch_size=local_batch(loader.plan.global_batch, world_size), collate_fn=_Collate(loader), prefetch_batches=2
     )
+    return cast(Iterator[Samples], iter(batches))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +14,10 @@ import pyarrow.compute as pc
 import torch
 
 from post_model.network import Post
-from post_model.predictor import Predictor
+from post_model.predictor import Predictor, Tracking
+from post_model.weights import ModelCard, load_model
 from post_platform import storage
+from post_platform.errors import DataError, PostError
 from post_platform.labels import Contract, load_contract, projection
 from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.score import headline, score
@@ -77,7 +80,7 @@ def share_of(work: Sequence[Stretch], rank: int, world_size: int) -> list[Stretc
     return mine
 
 
-def predictor_for(model: Post, names: Sequence[str], contract: Contract, tracking: str) -> Predictor:
+def predictor_for(model: Post, names: Sequence[str], contract: Contract, tracking: Tracking) -> Predictor:
     """A predictor in a dataset's own classes: probabilities are summed over each class's primary set."""
     return Predictor(
         model,
@@ -104,7 +107,7 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
     device = next(predictor.model.parameters()).device
     for row in rows:
         data = storage.read_range(storage.join(split.folder, row["shard"]), row["offset"], row["length"])
-        truth = record.decode(data)
+        truth = record.decode(data, f"{split.dataset}/{row['shard']}")
         image = torch.from_numpy(truth.image).permute(2, 0, 1).contiguous().to(device)
         result, state = predictor.step(image, state)
         if not row["labelled"]:
@@ -119,7 +122,7 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
 
 
 def evaluate_share(
-    model: Post, names: Sequence[str], work: Sequence[Stretch], tracking: str, pictures: int = 0
+    model: Post, names: Sequence[str], work: Sequence[Stretch], tracking: Tracking, pictures: int = 0
 ) -> tuple[list[pa.Table], list[Picture]]:
     """Contingency tables of all frames of `work`, and of each sequence `pictures` frames from its middle on."""
     was_training = model.training
@@ -152,3 +155,63 @@ def mean_score(scores: Scores) -> float | None:
     values = [headline(found, load_contract(name)) for name, found in scores.items()]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint's contingency tables, their scores, and pictures of its sequences."""
+
+    tables: list[pa.Table]
+    scores: Scores
+    pictures: list[Picture]
+
+
+def evaluate_checkpoint(
+    folder: Path,
+    splits: Sequence[Split],
+    tracking: Tracking = "prev_offset",
+    max_frames: int | None = None,
+    pictures: int = 0,
+) -> Evaluation:
+    """Score a checkpoint on whole sequences, spread over the Ray that `cluster.connect` joined.
+
+    Raises:
+        DataError: the folder is no checkpoint of ours.
+    """
+    import ray
+
+    work = sequences(splits, max_frames)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    parts = max(1, min(len(work), gpus or int(ray.cluster_resources()["CPU"]) // 2))
+    task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_calls=1 if gpus else 0)(_evaluate_part)
+    waiting = [task.remote(str(folder), share_of(work, part, parts), tracking, pictures) for part in range(parts)]
+    try:
+        done = ray.get(waiting)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, PostError) else error from None
+    tables = [table for part, _ in done for table in part]
+    return Evaluation(tables, scores_of(tables), [picture for _, part in done for picture in part])
+
+
+def _evaluate_part(
+    folder: str, work: Sequence[Stretch], tracking: Tracking, pictures: int
+) -> tuple[list[pa.Table], list[Picture]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)  # one task per core: more threads would fight
+    model, card = open_model(Path(folder), device)
+    return evaluate_share(model, card.class_names, work, tracking, pictures)
+
+
+def open_model(folder: Path, device: str = "cpu") -> tuple[Post, ModelCard]:
+    """The network of a checkpoint, with its card.
+
+    Raises:
+        DataError: the folder is no checkpoint of ours, or does not fit the network it describes.
+    """
+    try:
+        return load_model(folder, device=device)
+    except ValueError as error:
+        raise DataError(
+            f"no usable checkpoint: {error}", "a run's checkpoints are in <run.dir>/<run.name>/checkpoints"
+        ) from error

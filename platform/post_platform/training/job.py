@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from post_model.layers import Norm
 from post_model.network import Post
 from post_model.weights import load_backbone, load_model
 from post_platform.config import RunConfig
@@ -56,7 +58,7 @@ class Job:
         newest = checkpoint.latest(self.checkpoints)
         return checkpoint.read_state(newest)["step"] if newest else 0
 
-    def new_model(self, norm: str) -> Post:
+    def new_model(self, norm: Norm) -> Post:
         """The network before its first step: seeded, or filled from `model.init_from`.
 
         Raises:
@@ -83,7 +85,7 @@ class Job:
         model.load_state_dict(loaded.state_dict())
 
 
-def resolve_norm(requested: str, gpus_everywhere: bool, local_batch: int, pretrained: bool) -> str:
+def resolve_norm(requested: Norm | Literal["auto"], gpus_everywhere: bool, local_batch: int, pretrained: bool) -> Norm:
     """Turn `auto` into a kind of normalisation, once per run; the checkpoint stores it.
 
     Imported BatchNorm statistics are kept (synchronised across GPUs). From scratch, batch statistics need every rank

@@ -27,15 +27,18 @@ HISTORY = "metrics.jsonl"
 class Journal:
     """The run's ledger, checkpoints and MLflow run, kept in step with each other.
 
-    A metric reaches MLflow once the checkpoint of its step is whole, so that a restart neither loses nor doubles a step.
+    A metric reaches MLflow once the checkpoint of its step is whole, so a restart neither loses nor doubles a step.
     `metrics.jsonl` in the checkpoint holds what was to be published with it; a start publishes what a kill prevented.
     """
 
     def __init__(self, job: Job, newest: Path | None) -> None:
         """Continue the record of `job` from the checkpoint `newest`, or begin it."""
         self.job = job
-        state = checkpoint.read_state(newest) if newest else {"step": 0, "ledger": EMPTY}
-        self.ledger = Ledger(job.folder / "ledger.jsonl", state["step"], state["ledger"])
+        step, digest = 0, EMPTY
+        if newest:
+            state = checkpoint.read_state(newest)
+            step, digest = state["step"], state["ledger"]
+        self.ledger = Ledger(job.folder / "ledger.jsonl", step, digest)
         self.log = job.open_log()
         self.pending: list[tuple[int, dict[str, float]]] = []
         if newest:
@@ -114,11 +117,11 @@ class Journal:
         (self.job.folder / PROGRESS).write_text(json.dumps({"step": step, **values}))
 
 
-def triptych(picture: Picture) -> np.ndarray:
+def triptych(picture: Picture, truth: bool = True, titles: bool = True) -> np.ndarray:
     """Image, truth and prediction side by side, in the dataset's colours, objects in the colours of their tracks."""
     contract = load_contract(picture.dataset)
     things = thing_table(contract)
     scale = max(1, round(640 / picture.image.shape[1]))
-    return render.triptych(
-        picture.image, picture.truth, picture.prediction, render.palette(contract), things, scale=scale
-    )
+    shown = picture.truth if truth else None
+    colors = render.palette(contract)
+    return render.triptych(picture.image, shown, picture.prediction, colors, things, scale=scale, titles=titles)

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from post_model.weights import save_model
 from post_platform import cluster
 from post_platform.config import (
     MAY_CHANGE_ON_RESUME,
@@ -25,7 +27,7 @@ from post_platform.errors import ConfigError, DataError, PostError, nearest
 from post_platform.experiment_log import ExperimentLog
 from post_platform.shards.index import Split, converted, read_split
 from post_platform.training import checkpoint
-from post_platform.training.job import Job
+from post_platform.training.job import Job, resolve_norm
 from post_platform.training.journal import PROGRESS
 from post_platform.training.vocabulary import class_names, thing_flags
 
@@ -107,7 +109,7 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
     log.log_text(dump_config(config), "config.yaml")
     log.log_inputs({f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in job.train}, "train")
     log.log_inputs({f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in job.val}, "val")
-    status = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with _watching(job.folder / PROGRESS, report):
             _fit(job)
@@ -118,6 +120,13 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
     finally:
         log.finish(status)
     return outcome(job)
+
+
+def save_untrained(job: Job, folder: Path) -> Path:
+    """Write the network as the run's first step finds it: the baseline that training is compared with."""
+    norm = resolve_norm(job.config.model.norm, False, job.config.train.global_batch, bool(job.config.model.init_from))
+    save_model(folder, job.new_model(norm), job.class_names, job.thing_flags)
+    return folder
 
 
 def outcome(job: Job) -> Outcome:
@@ -152,10 +161,11 @@ def _open_log(config: RunConfig, folder: Path) -> ExperimentLog:
 
 def _fit(job: Job) -> None:
     """Hand the job to Ray Train; a user's mistake that a worker met comes back as itself."""
-    import ray.train
+    from ray.data import Dataset
     from ray.train import RunConfig as RayRunConfig
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from post_platform.data.stream import data_config, plan_rows
     from post_platform.training.loop import train_worker
@@ -163,7 +173,7 @@ def _fit(job: Job) -> None:
     workers, gpus = _workers(job.config)
     plan = job.plan()
 
-    def rows() -> ray.data.Dataset:
+    def rows() -> Dataset:
         # Evaluated anew for each worker group: a restarted group continues where the last checkpoint ends.
         return plan_rows(plan, job.committed_step(), job.config.train.steps, workers)
 
@@ -185,7 +195,7 @@ def _fit(job: Job) -> None:
     )
     try:
         trainer.fit()
-    except ray.train.v2.api.exceptions.TrainingFailedError as error:
+    except TrainingFailedError as error:
         for failure in _causes(error):
             if isinstance(failure, PostError):
                 raise failure from error

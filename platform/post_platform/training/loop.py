@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from post_model.batch import Batch
-from post_model.network import Predictions, losses
+from post_model.layers import Norm
+from post_model.network import Post, Predictions, losses
 from post_model.weights import load_model
 from post_platform.data.load import ClipLoader, Samples
 from post_platform.data.stream import local_batch, local_batches
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 def train_worker(settings: dict[str, Any]) -> None:
     """Run this rank of `settings["job"]` from the committed step to the last; Ray Train calls it on every worker."""
     context = ray.train.get_context()
+    if ray.train.torch.get_device().type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     worker = Worker(settings["job"], context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     worker.run(ray.train.get_dataset_shard("train"))
 
@@ -47,7 +51,7 @@ class Worker:
         self.plan = job.plan()
         self.tables = label_tables(job.train, job.class_names).to(device)
         self.loss_settings = {"hard_fraction": self.config.loss.hard_fraction, "sigma": self.config.loss.center_sigma}
-        self.messages = dist.new_group(backend="gloo")  # Python objects, on GPU runs too
+        self.messages: Any = dist.new_group(backend="gloo")  # Python objects, on GPU runs too
         newest = checkpoint.latest(job.checkpoints)
         if newest:
             checkpoint.verify(newest)
@@ -55,9 +59,9 @@ class Worker:
             self.step = checkpoint.read_state(newest)["step"]
         else:
             model, self.step = job.new_model(self._norm()), 0
-        self.model = model.to(
-            device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        )
+        gpu = device.type == "cuda"
+        layout = torch.channels_last if gpu else torch.contiguous_format
+        self.model: Post = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.config.optim.lr, weight_decay=self.config.optim.weight_decay
         )
@@ -68,7 +72,7 @@ class Worker:
         self.journal = Journal(job, newest) if rank == 0 else None
         self.seen: list[tuple[int, Seen]] = []
 
-    def _norm(self) -> str:
+    def _norm(self) -> Norm:
         gpu = self.device.type == "cuda"
         rows = local_batch(self.config.train.global_batch, self.world_size)
         return resolve_norm(self.config.model.norm, gpu, rows, bool(self.config.model.init_from))
