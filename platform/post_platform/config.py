@@ -9,12 +9,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from post_platform.config_text import BRANCHES, BY_DESIGN, read_file, read_overrides
+from post_platform.config_text import BRANCHES, BY_DESIGN, read_file, read_overrides, write
 from post_platform.errors import ConfigError, nearest
 from post_platform.labels import available
 
@@ -117,9 +116,7 @@ Listed = BeforeValidator(_sequence)
 class Config(BaseModel):
     """A frozen part of the configuration, in which an unknown key, an infinite or a non-number is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, coerce_numbers_to_str=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class WorkerRange(Config):
@@ -287,7 +284,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
             nearest one; for any attempt to give one dataset a number, that this is refused by design.
     """
     values = read_file(path, KEYS) if path else {}
-    values.update(read_overrides(overrides, KEYS))
+    values.update(read_overrides(overrides, KEYS, _TEXT_KEYS))
     try:
         config = RunConfig.model_validate(_nested(values))
     except ValidationError as error:
@@ -312,7 +309,7 @@ def flatten(config: RunConfig) -> dict[str, object]:
 
 def dump_config(config: RunConfig) -> str:
     """Write the configuration as flat YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(flatten(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
+    return write(flatten(config))
 
 
 def differences(a: RunConfig, b: RunConfig, ignoring: Collection[str] = ()) -> list[str]:
@@ -345,6 +342,8 @@ def _problems(error: ValidationError) -> list[str]:
         text = text.replace("greater than", ">").replace("less than", "<")
         if problem["type"] == "missing" or problem["type"].startswith("too_"):
             text = "must be two values, [a, b]"
+        if problem["type"] == "string_type":
+            text = "must be text (in YAML, put it in quotes)"
         if not (key == "" or (problem["type"] == "value_error" and "'" in text)):  # those name what they got
             text += f", got {short(problem['input'])}"
         problems.setdefault(key, f"{key}: {text}" if key else text)
@@ -357,3 +356,11 @@ KEYS: tuple[str, ...] = tuple(
     for leaf in (type(part).model_fields if isinstance(part, Config) else [name])
 )
 """Every valid key, in the order of the tree."""
+
+_TEXT_KEYS = frozenset(
+    f"{name}.{leaf}"
+    for name, part in get_type_hints(RunConfig).items()
+    if isinstance(part, type) and issubclass(part, Config)
+    for leaf, kind in get_type_hints(part).items()
+    if kind in (str, str | None)
+)

@@ -34,7 +34,7 @@ ELSEWHERE = {
 }
 """What other trainers call our keys; letters alone would not lead there."""
 
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,7 +50,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=True)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("+-.0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """The safe writer; it puts in quotes whatever some reader would not take for text."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("+-.0123456789"))
 # Dates stay text: a run may be named 2026-11-23.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
@@ -86,8 +91,17 @@ def read_file(path: Path, keys: Collection[str]) -> dict[str, object]:
     return flat
 
 
-def read_overrides(overrides: Sequence[str], keys: Collection[str]) -> dict[str, object]:
-    """Read `key=value` arguments, the value being YAML; of a key given twice the last one counts, as in a shell.
+def write(values: Mapping[str, object]) -> str:
+    """Write a flat mapping as YAML, one line per key, that `read_file` reads back."""
+    return yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1 << 20
+    )
+
+
+def read_overrides(overrides: Sequence[str], keys: Collection[str], text_keys: Collection[str]) -> dict[str, object]:
+    """Read `key=value` arguments; of a key given twice the last one counts, as in a shell.
+
+    The value is YAML, but a number given to a key of `text_keys` stays as it is written: run.name=007.
 
     Raises:
         ConfigError: an argument without `=`, a value that is not YAML, or a key that is not in `keys`.
@@ -95,10 +109,14 @@ def read_overrides(overrides: Sequence[str], keys: Collection[str]) -> dict[str,
     flat: dict[str, object] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
+        key = key.strip()
         if not equals:
             raise ConfigError(f"override {override!r} is not key=value")
         try:
-            flat.update(_flatten({key.strip(): _parse(text)}, keys))
+            value = _parse(text)
+            if key in text_keys and isinstance(value, int | float):
+                value = text.strip()
+            flat.update(_flatten({key: value}, keys))
         except ConfigError as error:
             message = str(error)
             raise ConfigError(message if key in message else f"{key}: {message}", error.hint) from error
