@@ -1,0 +1,22 @@
+# Needs Python 3.11 or later, git and make. Everything else goes into POST_VENV, default .venv of this checkout.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check env
+
+VENV := $(or $(POST_VENV),.venv)
+PYTHON := $(VENV)/bin/python
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+quickstart: env  ## toy city -> shards -> training -> scores, in minutes (ARGS="--out DIR")
+	@"$(PYTHON)" pipelines/quickstart.py $(ARGS)
+
+test: env  ## the tests (ARGS="tests/test_config.py")
+	@"$(PYTHON)" -m pytest $(ARGS)
+
+check: env  ## ruff and mypy
+	@"$(PYTHON)" -m ruff check . && "$(PYTHON)" -m ruff format --check . && "$(PYTHON)" -m mypy
+
+# The environment is whole when its stamp names the lock; it is rebuilt when the lock changes.
+env:  ## the environment alone; done already: does nothing
+	@VENV="$(VENV)" bash environment.sh
