@@ -19,4 +19,4 @@ check: env  ## ruff and mypy
 
 # The environment is whole when its stamp names the lock; it is rebuilt when the lock changes.
 env:  ## the environment alone; done already: does nothing
-	@VENV="$(VENV)" bash environment.sh
+	@VENV="$(VENV)" bash .ci/environment
