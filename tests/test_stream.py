@@ -1,11 +1,11 @@
 """The stream deals the plan: every rank gets its part of every batch in order, at any world size and restart."""
 
 import pytest
+from test_plan import split
 
 from post_platform import cluster
 from post_platform.data.plan import Plan
 from post_platform.data.stream import BATCHES_PER_BLOCK, data_config, local_rows, plan_rows
-from test_plan import split
 
 
 @pytest.fixture(scope="module")

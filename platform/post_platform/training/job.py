@@ -43,6 +43,11 @@ class Job:
         names = self.config.mlflow.experiment, self.config.run.name
         return ExperimentLog.open(self.mlflow_uri, *names, self.mlflow_run_id, default_dir=self.folder.parent)
 
+    @property
+    def logs(self) -> Path:
+        """Where each rank writes its log lines, and rank 0 how far the run is."""
+        return self.folder / "logs"
+
     def plan(self) -> Plan:
         """The run's data order, a pure function of the configuration and the shards."""
         data = self.config.data

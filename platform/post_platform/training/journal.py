@@ -114,7 +114,7 @@ class Journal:
                 self.log.log_metrics(metrics, step)
 
     def _progress(self, step: int, **values: float) -> None:
-        (self.job.folder / PROGRESS).write_text(json.dumps({"step": step, **values}))
+        (self.job.logs / PROGRESS).write_text(json.dumps({"step": step, **values}))
 
 
 def triptych(picture: Picture, truth: bool = True, titles: bool = True) -> np.ndarray:

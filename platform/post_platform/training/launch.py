@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
     log.log_inputs({f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in job.val}, "val")
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        with _watching(job.folder / PROGRESS, report):
+        with _watching(job.logs, report):
             _fit(job)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -223,17 +224,26 @@ def _workers(config: RunConfig) -> tuple[int, bool]:
 
 
 @contextmanager
-def _watching(file: Path, report: Report) -> Iterator[None]:
-    """Pass what rank 0 writes into `file` to `report` while the block runs."""
+def _watching(folder: Path, report: Report) -> Iterator[None]:
+    """While the block runs, pass rank 0's progress to `report` and every rank's new log lines to our own log."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     done = threading.Event()
+    read: dict[Path, int] = {}
+
+    def look() -> None:
+        for file in sorted(folder.glob("rank_*.log")):
+            *lines, _ = file.read_text()[read.get(file, 0) :].split("\n")
+            for line in lines:
+                logger.info("%s: %s", file.stem.replace("_", " "), line)
+            read[file] = read.get(file, 0) + sum(len(line) + 1 for line in lines)
+        text = (folder / PROGRESS).read_text() if (folder / PROGRESS).exists() else ""
+        if text.endswith("}"):
+            report(json.loads(text))
 
     def watch() -> None:
-        last = None
         while not done.wait(0.5):
-            text = file.read_text() if file.exists() else ""
-            if text and text != last and text.endswith("}"):
-                report(json.loads(text))
-                last = text
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -242,3 +252,4 @@ def _watching(file: Path, report: Report) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        look()

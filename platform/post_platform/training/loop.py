@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -35,10 +36,21 @@ logger = logging.getLogger(__name__)
 def train_worker(settings: dict[str, Any]) -> None:
     """Run this rank of `settings["job"]` from the committed step to the last; Ray Train calls it on every worker."""
     context = ray.train.get_context()
+    write_log(settings["job"].logs / f"rank_{context.get_world_rank()}.log")
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     worker = Worker(settings["job"], context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     worker.run(ray.train.get_dataset_shard("train"))
+
+
+def write_log(file: Path) -> None:
+    """Append this process's own log lines to `file`, where the driver shows them as they come."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    own = logging.getLogger("post_platform")
+    own.setLevel(logging.INFO)
+    own.addHandler(handler)
 
 
 class Worker:

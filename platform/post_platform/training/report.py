@@ -61,10 +61,13 @@ def print_scores(scores: Scores) -> None:
     """One row per dataset, the headline score of each marked, and undefined scores as a dash."""
     shown = [name for name in COLUMNS if any(found.get(name) is not None for found in scores.values())]
     table = Table(*["dataset", *shown], title="scores (ratios; * = the dataset's headline)")
+    console = Console()
     for dataset, found in scores.items():
         mark = load_contract(dataset).headline
         table.add_row(dataset, *(cell(found.get(name)) + "*" * (name == mark) for name in shown))
-    Console().print(table)
+    if not console.is_terminal:
+        console.width = 120  # a log file has no edge to wrap at
+    console.print(table)
 
 
 def cell(value: float | None) -> str:
