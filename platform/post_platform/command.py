@@ -13,7 +13,8 @@ from post_platform.errors import PostError
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; a PostError becomes `error: ...` (and its hint) on stderr and exit code 1.
 
-    Wrong usage exits 2 (argparse); Ctrl-C exits 130 and a closed pipe 0, as shells expect. Anything else is a bug and keeps its traceback.
+    Wrong usage exits 2 (argparse); Ctrl-C exits 130 and a closed pipe 0, as shells expect. Anything else is a bug and
+    keeps its traceback.
     """
     logging.basicConfig(level=os.environ.get("POST_LOG", "INFO"), format="%(message)s")
     try:
