@@ -125,12 +125,16 @@ def _inherited_by_ray() -> Iterator[None]:
     """
     before = dict(os.environ)
     roots = [str(path.parent) for path in _packages()]
-    os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [before.get("PYTHONPATH")])])
-    os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"
+    inherited = {
+        "PYTHONPATH": os.pathsep.join([*roots, *filter(None, [before.get("PYTHONPATH")])]),
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+        "RAY_worker_maximum_startup_concurrency": "4",  # else Ray warns of 8 workers on two cores; a run needs 10
+    }
+    os.environ.update(inherited)
     try:
         yield
     finally:
-        for name in ("PYTHONPATH", "RAY_API_SERVER_ADDRESS"):
+        for name in inherited:
             os.environ.pop(name)
             os.environ.update({name: before[name]} if name in before else {})
 
