@@ -60,7 +60,7 @@ def test_address_where_nobody_listens_is_one_line_at_once(monkeypatch):
 
 def test_the_path_given_to_ray_does_not_stay_in_this_process(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/mine")
-    with cluster._inherited_path():
+    with cluster._inherited_by_ray():
         assert os.environ["PYTHONPATH"].split(os.pathsep) == [f"{ROOT}/platform", f"{ROOT}/model", "/mine"]
     assert os.environ["PYTHONPATH"] == "/mine"
 
