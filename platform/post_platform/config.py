@@ -9,11 +9,20 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
-from typing import Annotated, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
-from post_platform.config_text import BRANCHES, BY_DESIGN, read_file, read_overrides, write
+from post_platform.config_text import BRANCH_WEIGHTS, BRANCHES, BY_DESIGN, read_file, read_overrides, write
 from post_platform.errors import ConfigError, nearest
 from post_platform.labels import available
 
@@ -91,11 +100,11 @@ def _datasets(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 def _branches(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if name not in BRANCHES:
-            raise ValueError(f"no branch {name!r}; valid: {', '.join(BRANCHES)}")
+        if name not in BRANCH_WEIGHTS:
+            raise ValueError(f"no branch {name!r}; valid: {', '.join(BRANCH_WEIGHTS)}")
     if missing := [name for name in BRANCHES[:3] if name not in names]:
         raise ValueError(f"must hold {', '.join(missing)}: a panoptic result needs semantic, center and offset")
-    return tuple(name for name in BRANCHES if name in names)
+    return tuple(name for name in dict.fromkeys((*BRANCHES, *BRANCH_WEIGHTS)) if name in names)
 
 
 def _run_name(value: str) -> str:
@@ -175,15 +184,24 @@ class ModelConfig(Config):
     init_from: Location | None = Field(default=None, description="Checkpoint whose weights the training starts from.")
 
 
-class LossConfig(Config):
-    """One weight per branch, for all datasets alike."""
+class LossSettings(Config):
+    """What the losses share; `LossConfig` adds one weight per branch, for all datasets alike."""
 
-    semantic: Weight = Field(default=1.0, description="Weight of the classes' loss; the others are relative to it.")
-    center: Weight = Field(default=200.0, description="Weight of the centre heatmap's loss.")
-    offset: Weight = Field(default=0.01, description="Weight of the offset's loss.")
-    prev_offset: Weight = Field(default=0.01, description="Weight of the previous offset's loss.")
     hard_fraction: Number = Field(default=0.2, gt=0, le=1, description="Share of each sample's pixels, hardest first.")
     center_sigma: Positive = Field(default=8.0, description="Width of a centre's Gaussian, pixels of the crop.")
+
+
+if TYPE_CHECKING:
+    LossConfig = LossSettings
+else:
+    LossConfig = create_model(
+        "LossConfig",
+        __base__=LossSettings,
+        **{
+            name: (Weight, Field(default=weight, description=f"Weight of the {name} branch's loss."))
+            for name, weight in BRANCH_WEIGHTS.items()
+        },
+    )
 
 
 class OptimConfig(Config):
@@ -265,10 +283,11 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _knobs_have_a_branch(self) -> RunConfig:
+        for name in BRANCH_WEIGHTS:
+            if name in self.loss.model_fields_set and name not in self.model.branches:
+                raise ValueError(f"loss.{name} is set, but model.branches has no branch {name!r}")
         if "prev_offset" in self.model.branches:
             return self
-        if "prev_offset" in self.loss.model_fields_set:
-            raise ValueError("loss.prev_offset is set, but model.branches has no branch 'prev_offset'")
         if "tracking" in self.eval.model_fields_set and self.eval.tracking == "prev_offset":
             raise ValueError("eval.tracking is prev_offset, but model.branches has no branch 'prev_offset'; set iou")
         return self
@@ -302,9 +321,8 @@ def flatten(config: RunConfig) -> dict[str, object]:
             flat.update({f"{name}.{key}": value for key, value in part.items()})
         else:
             flat[name] = part
-    if "prev_offset" not in config.model.branches:
-        del flat["loss.prev_offset"]
-    return flat
+    absent = {f"loss.{name}" for name in BRANCH_WEIGHTS if name not in config.model.branches}
+    return {key: value for key, value in flat.items() if key not in absent}
 
 
 def dump_config(config: RunConfig) -> str:

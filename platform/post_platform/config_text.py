@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from reprlib import repr as short
 
@@ -14,7 +16,25 @@ from post_platform.errors import ConfigError, nearest
 from post_platform.labels import DATASETS
 
 BRANCHES = ("semantic", "center", "offset", "prev_offset")
-"""The branches a model may have, in the order of its outputs."""
+"""The branches a model has unless the configuration says otherwise; the first three make a panoptic result."""
+
+
+def _branch_weights() -> dict[str, float]:
+    """Read each branch's default loss weight from its file, by name; without importing it, for that needs PyTorch."""
+    package = find_spec("post_model")
+    assert package is not None, "post_model is not importable"
+    folder = Path(next(iter(package.submodule_search_locations or ()))) / "branches"
+    order = {name: place for place, name in enumerate(BRANCHES)}
+    return {
+        file.stem: float(ast.literal_eval(node.value))
+        for file in sorted(folder.glob("[a-z]*.py"), key=lambda file: (order.get(file.stem, len(order)), file.stem))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "WEIGHT"
+    }
+
+
+BRANCH_WEIGHTS = _branch_weights()
+"""Every branch there is, a file of post_model/branches each, and the default weight of its loss."""
 
 MAX_BYTES = 1 << 20
 
@@ -182,7 +202,7 @@ def _unknown(key: str, value: object, keys: Collection[str]) -> ConfigError:
     if same[0]:
         return ConfigError(f"unknown config key {key!r}; did you mean {', '.join(same)}?")
     if section == "loss" and not get_close_matches(key, siblings, cutoff=0.8):
-        return ConfigError(f"unknown config key {key!r}: no branch {leaf!r}; valid: {', '.join(BRANCHES)}")
+        return ConfigError(f"unknown config key {key!r}: no branch {leaf!r}; valid: {', '.join(BRANCH_WEIGHTS)}")
     if not siblings and not get_close_matches(key, keys, cutoff=0.5):
         sections = dict.fromkeys(name.split(".")[0] for name in keys)
         return ConfigError(f"unknown config key {key!r}; sections: {', '.join(sections)}")

@@ -4,6 +4,7 @@ A branch file defines
     DECODER     the decoder that feeds it: "semantic" and "instance" read the current frame; "motion" reads res2, res3
                 of the previous frame and res5 of both
     SCALE       what one unit of the head's output at 1/4 of the size is worth at full size (4 for pixels, 1 else)
+    WEIGHT      the default of the loss's weight, `loss.<name>` in a run's configuration
     Head        nn.Module(channels, num_classes, widths, depthwise, norm): decoder map -> output at 1/4 of the size
     loss        (predicted, batch, tables, settings) -> (total, count), both summed over the batch
 """
@@ -49,6 +50,7 @@ class Branch(Protocol):
 
     DECODER: str
     SCALE: int
+    WEIGHT: float
     Head: Callable[..., nn.Module]
 
     def loss(

@@ -14,6 +14,7 @@ from post_model.taxonomy import LabelTables
 
 DECODER = "instance"
 SCALE = 1
+WEIGHT = 200.0
 
 
 class Head(nn.Sequential):

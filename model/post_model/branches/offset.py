@@ -14,6 +14,7 @@ from post_model.taxonomy import LabelTables
 
 DECODER = "instance"
 SCALE = 4
+WEIGHT = 0.01
 
 
 class Head(nn.Sequential):

@@ -15,6 +15,7 @@ __all__ = ["DECODER", "SCALE", "Head", "loss", "motion_target"]
 
 DECODER = "motion"
 SCALE = 4
+WEIGHT = 0.01
 
 
 def loss(predicted: Tensor, batch: Batch, tables: LabelTables, settings: LossSettings) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from post_model.taxonomy import LabelTables
 
 DECODER = "semantic"
 SCALE = 1
+WEIGHT = 1.0
 
 
 class Head(nn.Sequential):

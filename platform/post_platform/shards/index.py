@@ -44,6 +44,12 @@ class Split:
     index: pa.Table
     manifest: dict[str, Any]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, but for the folder that it was converted from."""
+        facts = {name: value for name, value in self.manifest.items() if name != "source"}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
 
 def convert_command(dataset: str, split: str, root: storage.Location, source: str = "") -> str:
     """The command that writes this split again."""

@@ -108,8 +108,8 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
     log = job.open_log()
     log.log_params(flatten(config))
     log.log_text(dump_config(config), "config.yaml")
-    log.log_inputs({f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in job.train}, "train")
-    log.log_inputs({f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in job.val}, "val")
+    log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.train}, "train")
+    log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.val}, "val")
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with _watching(job.logs, report):
