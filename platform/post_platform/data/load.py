@@ -116,20 +116,34 @@ class ClipLoader:
                 row = self.plan.replacement(row["position"], row["dataset"], attempt)
 
     def _read(self, row: Mapping[str, Any], when: str) -> Frame:
-        """One frame by its byte range, verified against the index's checksum."""
-        name, folder = self.plan.datasets[row["dataset"]], self.plan.folders[row["dataset"]]
-        shard, offset, length = (row[f"{when}_{field}"] for field in ("shard", "offset", "length"))
-        where = f"{name}/{shard}, sample {row['key']}"
-        hint = f"see what is damaged: python pipelines/check.py {folder.rsplit('/', 1)[0]}"
-        try:
-            data = storage.read_range(storage.join(folder, shard), offset, length)
-        except (OSError, DataError) as error:
-            raise DataError(f"{where}: cannot be read: {error}", hint) from error
-        if len(data) != length or zlib.crc32(data) != row[f"{when}_crc32"]:
-            problem = f"{len(data)} of {length} bytes" if len(data) != length else "checksum differs from the index"
-            raise DataError(f"{where}: {problem}", hint)
-        decoded = record.decode(data, f"{name}/{shard}")
-        return Frame(decoded.image, decoded.classes, decoded.instances)
+        """One frame of the clip."""
+        place = {field: row[f"{when}_{field}"] for field in ("shard", "offset", "length", "crc32")}
+        sample = row["key"] if when == "now" else f"{row['key']}, its previous frame"
+        found = read_frame(self.plan.folders[row["dataset"]], place, sample)
+        return Frame(found.image, found.classes, found.instances)
+
+
+def read_frame(folder: str, place: Mapping[str, Any], sample: str) -> record.Record:
+    """One frame by its byte range in a shard of `folder`, verified against the index's checksum.
+
+    Args:
+        folder: of a converted split.
+        place: an index row's shard, offset, length and crc32.
+        sample: how a message names the frame.
+
+    Raises:
+        DataError: naming dataset, shard and sample, when the bytes are not those that were written.
+    """
+    dataset = folder.rsplit("/", 1)[0]
+    shard = "/".join([*folder.rsplit("/", 2)[1:], place["shard"]])
+    hint = f"see what is damaged: python pipelines/check.py {dataset}"
+    try:
+        data = storage.read_range(storage.join(folder, place["shard"]), place["offset"], place["length"])
+        if zlib.crc32(data) != place["crc32"]:
+            raise DataError("checksum differs from the index")
+        return record.decode(data)
+    except (OSError, DataError) as error:
+        raise DataError(f"{shard}, sample {sample}: cannot be read: {error}", hint) from error
 
 
 def _images(frames: Sequence[Frame]) -> np.ndarray:

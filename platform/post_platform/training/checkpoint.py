@@ -57,11 +57,16 @@ def verify(path: Path) -> None:
     """
     if not (path / MANIFEST).is_file():
         raise DataError(f"{path} is not a checkpoint: it has no {MANIFEST}", f"list the folder: ls {path.parent}")
-    for name, expected in json.loads((path / MANIFEST).read_text())["files"].items():
+    hint = f"without it, the one before counts: rm -r {path}"
+    try:
+        files = dict(json.loads((path / MANIFEST).read_text())["files"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"checkpoint {path}: {MANIFEST} is damaged", hint) from error
+    for name, expected in files.items():
         if not (path / name).is_file():
-            raise DataError(f"checkpoint {path}: {name} is missing")
+            raise DataError(f"checkpoint {path}: {name} is missing", hint)
         if (got := sha256(path / name)) != expected:
-            raise DataError(f"checkpoint {path}: {name} is damaged (sha256 {got[:12]}, expected {expected[:12]})")
+            raise DataError(f"checkpoint {path}: {name} is damaged (sha256 {got[:12]}, expected {expected[:12]})", hint)
 
 
 def read_state(path: Path) -> dict:

@@ -16,12 +16,12 @@ import torch
 from post_model.network import Post
 from post_model.predictor import Predictor, Tracking
 from post_model.weights import ModelCard, load_model
-from post_platform import storage
+from post_platform.data.load import read_frame
 from post_platform.errors import DataError, PostError
 from post_platform.labels import Contract, load_contract, projection
 from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.score import headline, score
-from post_platform.shards import record
+from post_platform.training import checkpoint
 
 if TYPE_CHECKING:
     from post_platform.shards.index import Split
@@ -106,8 +106,7 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
     natives, state = native_ids(contract), None
     device = next(predictor.model.parameters()).device
     for row in rows:
-        data = storage.read_range(storage.join(split.folder, row["shard"]), row["offset"], row["length"])
-        truth = record.decode(data, f"{split.dataset}/{row['shard']}")
+        truth = read_frame(split.folder, row, f"{row['sequence']}/{row['frame']:06d}")
         image = torch.from_numpy(truth.image).permute(2, 0, 1).contiguous().to(device)
         result, state = predictor.step(image, state)
         if not row["labelled"]:
@@ -207,8 +206,10 @@ def open_model(folder: Path, device: str = "cpu") -> tuple[Post, ModelCard]:
     """The network of a checkpoint, with its card.
 
     Raises:
-        DataError: the folder is no checkpoint of ours, or does not fit the network it describes.
+        DataError: the folder is no checkpoint of ours, is damaged, or does not fit the network it describes.
     """
+    if (folder / checkpoint.MANIFEST).exists():
+        checkpoint.verify(folder)
     try:
         return load_model(folder, device=device)
     except ValueError as error:

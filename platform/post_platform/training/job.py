@@ -50,8 +50,7 @@ class Job:
 
     def plan(self) -> Plan:
         """The run's data order, a pure function of the configuration and the shards."""
-        data = self.config.data
-        return Plan(self.train, self.config.train.global_batch, data.stride, data.alpha, self.config.seed)
+        return plan_of(self.config, self.train)
 
     def augmentation(self) -> Augmentation:
         """The one augmentation of all datasets."""
@@ -88,6 +87,11 @@ class Job:
             different = sorted(set(card.class_names) ^ set(self.class_names))
             raise ValueError(f"{source} has other classes than this run; they differ in {', '.join(different[:5])}")
         model.load_state_dict(loaded.state_dict())
+
+
+def plan_of(config: RunConfig, train: tuple[Split, ...]) -> Plan:
+    """The plan of a configuration over its training splits."""
+    return Plan(train, config.train.global_batch, config.data.stride, config.data.alpha, config.seed)
 
 
 def resolve_norm(requested: Norm | Literal["auto"], gpus_everywhere: bool, local_batch: int, pretrained: bool) -> Norm:

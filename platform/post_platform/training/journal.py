@@ -39,7 +39,7 @@ class Journal:
             state = checkpoint.read_state(newest)
             step, digest = state["step"], state["ledger"]
         self.ledger = Ledger(job.folder / "ledger.jsonl", step, digest)
-        self.log = job.open_log()
+        self.log, self.plan = job.open_log(), job.plan().digest
         self.pending: list[tuple[int, dict[str, float]]] = []
         if newest:
             self._publish_missing(newest)
@@ -88,6 +88,7 @@ class Journal:
                 "step": step,
                 "position": step * config.train.global_batch,
                 "seed": config.seed,
+                "plan": self.plan,
                 "ledger": self.ledger.digest,
                 "mlflow_run_id": self.job.mlflow_run_id,
                 "config": dump_config(config),
@@ -107,11 +108,13 @@ class Journal:
 
     def _publish_missing(self, newest: Path) -> None:
         """Publish what the checkpoint holds and MLflow lacks: the run was killed between the two."""
-        published = self.log.last_step("train/loss/total")
+        published: dict[str, int] = {}
         for line in (newest / HISTORY).read_text().splitlines():
             step, metrics = json.loads(line)
-            if published is None or step > published:
-                self.log.log_metrics(metrics, step)
+            for name in metrics.keys() - published.keys():
+                found = self.log.last_step(name)
+                published[name] = -1 if found is None else found
+            self.log.log_metrics({name: v for name, v in metrics.items() if step > published[name]}, step)
 
     def _progress(self, step: int, **values: float) -> None:
         (self.job.logs / PROGRESS).write_text(json.dumps({"step": step, **values}))

@@ -28,7 +28,7 @@ from post_platform.errors import ConfigError, DataError, PostError, nearest
 from post_platform.experiment_log import ExperimentLog
 from post_platform.shards.index import Split, converted, read_split
 from post_platform.training import checkpoint
-from post_platform.training.job import Job, resolve_norm
+from post_platform.training.job import Job, plan_of, resolve_norm
 from post_platform.training.journal import PROGRESS
 from post_platform.training.vocabulary import class_names, thing_flags
 
@@ -76,8 +76,8 @@ def prepare(config: RunConfig) -> Job:
     """Check everything that can be checked before Ray starts, and resolve the run.
 
     Raises:
-        ConfigError: the run exists with another configuration.
-        DataError: shards are missing.
+        ConfigError: the run exists with another configuration or other shards, or its folder cannot be written.
+        DataError: shards are missing, or the newest checkpoint is damaged.
     """
     train = splits_of(config.data.root, config.data.datasets, config.data.train_split)
     names = tuple(split.dataset for split in train)
@@ -85,10 +85,17 @@ def prepare(config: RunConfig) -> Job:
     folder = Path(config.run.dir) / config.run.name
     newest = checkpoint.latest(folder / "checkpoints")
     if newest:
+        checkpoint.verify(newest)
         _refuse_changes(config, folder / "config.yaml", newest)
+        _refuse_other_data(config, train, newest)
     classes = class_names(train, config.model.classes)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_config(config))
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir: cannot write {error.filename}: {error.strerror}", "choose another: run.dir=<folder>"
+        ) from error
     log = _open_log(config, folder)
     return Job(config, train, val, classes, thing_flags(train, classes), folder, log.uri, log.run_id)
 
@@ -101,17 +108,18 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
         report: called now and then with the run's progress ({"step", "loss", "frames_per_s"}).
     """
     job = prepare(config)
+    log = job.open_log()
     if job.committed_step() >= config.train.steps:
         logger.info("run %s is already finished at step %d", config.run.name, job.committed_step())
+        log.finish()
         return outcome(job)
-    logger.info("%s", cluster.connect())
-    log = job.open_log()
-    log.log_params(flatten(config))
-    log.log_text(dump_config(config), "config.yaml")
-    log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.train}, "train")
-    log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.val}, "val")
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
+        logger.info("%s", cluster.connect())
+        log.log_params(flatten(config))
+        log.log_text(dump_config(config), "config.yaml")
+        log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.train}, "train")
+        log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.val}, "val")
         with _watching(job.logs, report):
             _fit(job)
         status = "FINISHED"
@@ -131,11 +139,21 @@ def save_untrained(job: Job, folder: Path) -> Path:
 
 
 def outcome(job: Job) -> Outcome:
-    """The run's newest checkpoint and last scores."""
+    """The run's newest checkpoint and last scores.
+
+    Raises:
+        PostError: the run was stopped before its first validation, and `train.steps` is now below where it stands.
+    """
     newest = checkpoint.latest(job.checkpoints)
-    if newest is None:
-        raise PostError(f"run {job.config.run.name} has no checkpoint under {job.checkpoints}")
-    scores = json.loads((job.folder / "scores.json").read_text())
+    assert newest is not None
+    file = job.folder / "scores.json"
+    if not file.exists():
+        raise PostError(
+            f"run {job.config.run.name!r} has trained {job.committed_step()} steps, not less than train.steps="
+            f"{job.config.train.steps}, and was never validated",
+            f"score it: python pipelines/evaluate.py --checkpoint {newest} --data {job.config.data.root}",
+        )
+    scores = json.loads(file.read_text())
     return Outcome(job.folder, newest, scores, job.mlflow_uri, job.mlflow_run_id)
 
 
@@ -145,6 +163,16 @@ def _refuse_changes(config: RunConfig, stored: Path, newest: Path) -> None:
     if changed:
         raise ConfigError(
             f"run {config.run.name!r} exists ({newest}) with another configuration: {'; '.join(changed)}",
+            "give it another name: run.name=<new name>",
+        )
+
+
+def _refuse_other_data(config: RunConfig, train: tuple[Split, ...], newest: Path) -> None:
+    """Positions of a plan over other shards would be other clips: neither this run's continuation nor a repeat."""
+    if checkpoint.read_state(newest).get("plan") != plan_of(config, train).digest:
+        raise ConfigError(
+            f"run {config.run.name!r} exists ({newest}) and was trained on other shards than those under "
+            f"{config.data.root} now",
             "give it another name: run.name=<new name>",
         )
 
