@@ -147,7 +147,6 @@ def test_store_that_went_away_does_not_fail_a_finished_training(folder, monkeypa
     assert "connection lost" in caplog.text
 
 
-@pytest.mark.slow
 def test_server(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
