@@ -151,3 +151,31 @@ def test_equals_a_loop_over_pixels(seed, height, width, number):
                 expected = (index if not thing[index] and area[index] >= 4 else -1), 0
             assert (found.classes[y, x].item(), found.instances[y, x].item()) == expected
     assert found.centers.tolist() == [list(peaks[j]) for j in sorted(votes)]
+
+
+def test_a_small_instance_loses_its_pixels():
+    classes = torch.tensor([[1, 1, 1, 0, 0, 1]])
+    arguments = (
+        one_hot(classes, 2), heat((1, 6), {(0, 1): 0.9, (0, 5): 0.9}), torch.zeros(2, 1, 6), torch.tensor([False, True])
+    )  # fmt: skip
+    assert fuse(*arguments, nms_kernel=3, instance_area=1).instances.tolist() == [[1, 1, 1, 0, 0, 2]]
+    found = fuse(*arguments, nms_kernel=3, instance_area=2)
+    assert found.instances.tolist() == [[1, 1, 1, 0, 0, 0]]
+    assert found.classes.tolist() == [[1, 1, 1, 0, 0, -1]]
+    assert found.centers.tolist() == [[0, 1]]
+    assert len(found.scores) == 1
+
+
+def test_void_is_filled_with_the_likeliest_stuff_that_is_large_enough():
+    scores = torch.tensor(
+        [  # stuff, stuff, thing
+            [[0.9, 0.9, 0.8, 0.1, 0.2]],
+            [[0.1, 0.0, 0.1, 0.7, 0.3]],
+            [[0.0, 0.1, 0.1, 0.2, 0.5]],
+        ]
+    )
+    arguments = scores, torch.zeros(1, 1, 5), torch.zeros(2, 1, 5), torch.tensor([False, False, True])
+    assert fuse(*arguments, stuff_area=2).classes.tolist() == [[0, 0, 0, -1, -1]]
+    assert fuse(*arguments, stuff_area=2, fill_void=True).classes.tolist() == [[0, 0, 0, 0, 0]]
+    assert fuse(*arguments, fill_void=True).classes.tolist() == [[0, 0, 0, 1, 1]]
+    assert fuse(*arguments, stuff_area=9, fill_void=True).classes.tolist() == [[0, 0, 0, 1, 1]]

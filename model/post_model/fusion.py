@@ -34,17 +34,21 @@ def fuse(
     threshold: float = 0.1,
     nms_kernel: int = 7,
     top_k: int = 200,
-    stuff_area: int = 0,
+    stuff_area: float = 0,
+    instance_area: float = 0,
+    fill_void: bool = False,
 ) -> Panoptic:
     """Give every pixel a class and every thing pixel an instance.
 
     A thing pixel belongs to the centre nearest to where its offset points (the first in row-major order of equals), an
     instance has the class of most of its pixels (the smallest of equals), and a stuff class of fewer than `stuff_area`
-    pixels is void, as is a thing pixel when there is no centre. An instance scores the mean of its class over its mask
-    times the heat at the mask's (truncated) mean.
+    pixels is void, as is an instance of fewer than `instance_area`, and a thing pixel when there is no centre. With
+    `fill_void` such pixels get the likeliest of the stuff classes that stay. An instance scores the mean of its class
+    over its mask times the heat at the mask's (truncated) mean.
 
     Shape: class_scores (K, H, W), center (1, H, W), offset (2, H, W), thing (K,) bool.
-    Units: offset in pixels, (dy, dx); `threshold` is exclusive; `stuff_area` in pixels (2048 suits 1024x2048).
+    Units: offset in pixels, (dy, dx); `threshold` is exclusive; areas in pixels (a `stuff_area` of 2048 suits
+        1024x2048).
     Source: Panoptic-DeepLab's post-processing. Deviations: `find_centers`; instances are numbered over all classes, and
         centres without pixels are not counted.
     """
@@ -58,13 +62,17 @@ def fuse(
     votes = torch.bincount(
         owner * len(thing) + classes.flatten()[pixel], minlength=len(centers) * len(thing)
     ).view(len(centers), len(thing))  # fmt: skip
-    owns = votes.sum(1) > 0
+    owns = votes.sum(1) >= max(1, instance_area)
+    pixel, owner = pixel[owns[owner]], owner[owns[owner]]
     number = owns.cumsum(0)
     owner = number[owner] - 1
     instance_classes = votes[owns].argmax(1)
     instances = torch.zeros(classes.numel(), dtype=torch.int32, device=classes.device)
     instances[pixel] = (owner + 1).int()
-    result = _drop_small_stuff(classes, thing, stuff_area).flatten()
+    result = _drop_small_stuff(classes, thing, stuff_area)
+    if fill_void:
+        result = _fill(result, class_scores, thing)
+    result = result.flatten()
     result[pixel] = instance_classes[owner]
     scores = _scores(class_scores, center, pixel, owner, instance_classes)
     return Panoptic(result.view_as(classes), instances.view_as(classes), centers[owns], scores, instance_classes)
@@ -113,10 +121,21 @@ def nearest_center(target: Tensor, centers: Tensor) -> Tensor:
     )
 
 
-def _drop_small_stuff(classes: Tensor, thing: Tensor, stuff_area: int) -> Tensor:
+def _drop_small_stuff(classes: Tensor, thing: Tensor, stuff_area: float) -> Tensor:
     """Make things and small stuff void (-1)."""
     areas = torch.bincount(classes.flatten(), minlength=len(thing))
     return torch.where((~thing & (areas >= stuff_area))[classes], classes, -1)
+
+
+def _fill(classes: Tensor, class_scores: Tensor, thing: Tensor) -> Tensor:
+    """Give void pixels the likeliest stuff class of those that are in the map (of all stuff, if none is)."""
+    stuff = ~thing
+    present = torch.bincount(classes.flatten() + 1, minlength=len(thing) + 1)[1:] > 0
+    usable = present if present.any() else stuff
+    if not usable.any():
+        return classes
+    names = usable.nonzero().squeeze(1)
+    return torch.where(classes < 0, names[class_scores[names].argmax(0)], classes)
 
 
 def _scores(class_scores: Tensor, center: Tensor, pixel: Tensor, owner: Tensor, instance_classes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from post_model.network import Post
 from post_model.tracker import TrackerState, track
 
 Tracking = Literal["prev_offset", "iou", "none"]
+MIN_STUFF = 2048 / (1024 * 2048)  # Panoptic-DeepLab's 2048 pixels of a Cityscapes image, at any resolution
 _SCORES_AT_ONCE = 1 << 24  # float32 class probabilities held in memory at a time
 
 
@@ -54,7 +55,10 @@ class Predictor:
         thing: (K,) bool.
         background: whether there is a further class K, stuff, of all that is none of the K.
         tracking: how identities are kept: "prev_offset", "iou" (the baseline), or "none".
-        **fusion: settings of `fuse`, the same for every dataset.
+        min_stuff: smallest area of a stuff class, as a fraction of the image; what is smaller is void.
+        min_instance: smallest area of an instance, as a fraction of the image.
+        fill_void: whether void gets the likeliest stuff class instead, for scores that count void as a mistake.
+        **fusion: further settings of `fuse`, the same for every dataset.
 
     Raises: ValueError if shapes disagree, or motion tracking is asked of a network without that branch.
     """
@@ -66,6 +70,9 @@ class Predictor:
         thing: Tensor,
         background: bool = False,
         tracking: Tracking = "prev_offset",
+        min_stuff: float = MIN_STUFF,
+        min_instance: float = 0.0,
+        fill_void: bool = False,
         **fusion: Any,
     ) -> None:
         num_classes, names = model.arguments["num_classes"], model.arguments["branches"]
@@ -82,7 +89,8 @@ class Predictor:
         self.background = background
         self.thing = torch.cat([thing, thing.new_zeros(int(background))]).to(device).bool()
         self.tracking = tracking
-        self.fusion = fusion
+        self.min_stuff, self.min_instance = min_stuff, min_instance
+        self.fusion = {"fill_void": fill_void, **fusion}
 
     @torch.inference_mode()
     def step(self, image: Tensor, state: VideoState | None = None) -> tuple[FrameResult, VideoState]:
@@ -97,7 +105,11 @@ class Predictor:
         predicted = self.model.heads(features, state.features if state and motion else None, size)
         maps = predicted.maps()
         scores = self.class_scores(maps["semantic"][0])
-        panoptic = fuse(scores, maps["center"][0].float(), maps["offset"][0], self.thing, **self.fusion)
+        panoptic = fuse(
+            scores, maps["center"][0].float(), maps["offset"][0], self.thing,
+            stuff_area=self.min_stuff * size[0] * size[1], instance_area=self.min_instance * size[0] * size[1],
+            **self.fusion,
+        )  # fmt: skip
         tracker = state.tracker if state else TrackerState()
         ids = panoptic.instances
         if self.tracking != "none":

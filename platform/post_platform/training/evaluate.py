@@ -81,13 +81,17 @@ def share_of(work: Sequence[Stretch], rank: int, world_size: int) -> list[Stretc
 
 
 def predictor_for(model: Post, names: Sequence[str], contract: Contract, tracking: Tracking) -> Predictor:
-    """A predictor in a dataset's own classes: probabilities are summed over each class's primary set."""
+    """A predictor in a dataset's own classes: probabilities are summed over each class's primary set.
+
+    Where the dataset's headline score is STQ no pixel stays void: STQ counts predicted void as a class of IoU 0.
+    """
     return Predictor(
         model,
         projection=torch.from_numpy(projection(contract, names)),
         thing=torch.tensor([entry.has_instances for entry in contract.classes]),
         background=contract.background is not None,
         tracking=tracking,
+        fill_void=contract.headline == "STQ",
     )
 
 
