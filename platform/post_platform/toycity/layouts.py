@@ -36,21 +36,21 @@ class Video:
 def write_all(
     folder: Path,
     seed: int = 0,
-    train_frames: int = 24,
+    train_frames: int = 20,
     val_frames: int = 16,
-    stills: int = 120,
+    stills: int = 160,
     height: int = 128,
     width: int = 256,
 ) -> dict[str, Path]:
     """Write kitti_mots, kitti_step and coco_panoptic below `folder`, and return where each lies.
 
-    Each has four training and two validation sequences, COCO `stills` training and a fifth as many validation images.
+    Each has six training and two validation sequences, COCO `stills` training and a sixth as many validation images.
     No two of them show the same street.
     """
     folders = {name: Path(folder) / name for name in ("kitti_mots", "kitti_step", "coco_panoptic")}
     write_kitti_mots(folders["kitti_mots"], 10 * seed + 1, train_frames, val_frames, height, width)
     write_kitti_step(folders["kitti_step"], 10 * seed + 2, train_frames, val_frames, height, width)
-    write_coco_panoptic(folders["coco_panoptic"], 10 * seed + 3, stills, max(2, stills // 5), height, width)
+    write_coco_panoptic(folders["coco_panoptic"], 10 * seed + 3, stills, max(2, stills // 6), height, width)
     return folders
 
 
@@ -82,11 +82,11 @@ def videos(seed: int, train: int, val: int, train_frames: int, val_frames: int, 
 def write_kitti_mots(
     folder: Path,
     seed: int,
-    train_frames: int = 24,
+    train_frames: int = 20,
     val_frames: int = 16,
     height: int = 128,
     width: int = 256,
-    train: int = 4,
+    train: int = 6,
     val: int = 2,
 ) -> None:
     """Write KITTI-MOTS: uint16 `class*1000 + instance` PNGs and the same masks as text.
@@ -140,11 +140,11 @@ def _mots_lines(t: int, code: np.ndarray) -> list[str]:
 def write_kitti_step(
     folder: Path,
     seed: int,
-    train_frames: int = 24,
+    train_frames: int = 20,
     val_frames: int = 16,
     height: int = 128,
     width: int = 256,
-    train: int = 4,
+    train: int = 6,
     val: int = 2,
 ) -> None:
     """Write KITTI-STEP: RGB PNGs with the trainId in R and `G*256 + B` the instance, from 1.
@@ -205,7 +205,7 @@ _COCO = (  # id, name, isthing, the trainId drawn so (None: the rug)
 
 
 def write_coco_panoptic(
-    folder: Path, seed: int, stills: int = 120, val_stills: int = 24, height: int = 128, width: int = 256
+    folder: Path, seed: int, stills: int = 160, val_stills: int = 24, height: int = 128, width: int = 256
 ) -> None:
     """Write COCO panoptic: JPEGs, one JSON per split, and PNGs whose RGB spells a segment id.
 

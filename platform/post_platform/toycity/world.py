@@ -60,6 +60,8 @@ _TRUCK_BANDS: tuple[Color, ...] = ((44, 96, 160), (190, 62, 48), (52, 128, 86))
 
 _EXPRESS, _MIDDLE, _NEAR = 0.605, 0.71, 0.835  # the rows, as fractions of the height, on which the lanes' wheels stand
 
+_FAR_SIZE = 1.45  # of who walks behind the road, beyond perspective: a body of six pixels is lost on a map at 1/4
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -281,10 +283,10 @@ class World:
             share = -0.08 if self.quiet and share > -0.08 else share
             plans.append((share * w if speed > 0 else (1 - share) * w, y * h, speed * pace, 0.0, 0.0, abs(speed) > 6))
 
-        enter(0.522, rng.uniform(11.0, 12.5), rng.uniform(0.0, 0.2))
+        enter(0.522, rng.uniform(16.0, 17.5), rng.uniform(0.0, 0.2))
         enter(0.512, rng.choice([-1, 1]) * rng.uniform(1.0, 1.8), rng.uniform(0.2, 0.8))
         if rng.random() < 0.5:
-            enter(0.53, -rng.uniform(11.0, 12.5), rng.uniform(-0.4, 0.3))
+            enter(0.53, -rng.uniform(16.0, 17.5), rng.uniform(-0.4, 0.3))
         else:
             enter(0.945, -rng.uniform(20.0, 22.0), rng.uniform(-0.5, 0.3))
         enter(0.955, rng.choice([-1, 1]) * rng.uniform(2.0, 3.5), rng.uniform(0.1, 0.6))
@@ -323,7 +325,7 @@ class World:
                     speed,
                     climb,
                     phase=rng.uniform(0, 6),
-                    size=rng.uniform(0.95, 1.05),
+                    size=rng.uniform(0.95, 1.05) * (_FAR_SIZE if y < 0.6 * h else 1.0),
                     swing=24 * unit if returns else 0.0,
                     period=0.8 * t_end if returns else 1.0,
                 )
