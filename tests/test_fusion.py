@@ -179,3 +179,15 @@ def test_void_is_filled_with_the_likeliest_stuff_that_is_large_enough():
     assert fuse(*arguments, stuff_area=2, fill_void=True).classes.tolist() == [[0, 0, 0, 0, 0]]
     assert fuse(*arguments, fill_void=True).classes.tolist() == [[0, 0, 0, 1, 1]]
     assert fuse(*arguments, stuff_area=9, fill_void=True).classes.tolist() == [[0, 0, 0, 1, 1]]
+
+
+def test_a_splinter_far_from_its_centre_scores_too_little_to_stay():
+    classes = torch.tensor([[1, 1, 1, 0, 0, 0, 1, 1]])
+    offset = torch.zeros(2, 1, 8)
+    center = heat((1, 8), {(0, 1): 0.9, (0, 4): 0.8})
+    arguments = one_hot(classes, 2), center, offset, torch.tensor([False, True])
+    assert fuse(*arguments, nms_kernel=3).scores.tolist() == pytest.approx([0.9, 0])
+    found = fuse(*arguments, nms_kernel=3, min_score=0.1)
+    assert found.instances.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
+    assert found.scores.tolist() == pytest.approx([0.9])
+    assert found.classes[0, 6] == -1

@@ -36,14 +36,16 @@ def fuse(
     top_k: int = 200,
     stuff_area: float = 0,
     instance_area: float = 0,
+    min_score: float = 0,
     fill_void: bool = False,
 ) -> Panoptic:
     """Give every pixel a class and every thing pixel an instance.
 
     A thing pixel belongs to the centre nearest to where its offset points (the first in row-major order of equals), an
     instance has the class of most of its pixels (the smallest of equals), and a stuff class of fewer than `stuff_area`
-    pixels is void, as is an instance of fewer than `instance_area`, and a thing pixel when there is no centre. With
-    `fill_void` such pixels get the likeliest of the stuff classes that stay. An instance scores the mean of its class
+    pixels is void, as is an instance of fewer than `instance_area` pixels or a score below `min_score` (splinters lie
+    far from their centre, where there is no heat), and a thing pixel when there is no centre. With `fill_void` such
+    pixels get the likeliest of the stuff classes that stay. An instance scores the mean of its class
     over its mask times the heat at the mask's (truncated) mean.
 
     Shape: class_scores (K, H, W), center (1, H, W), offset (2, H, W), thing (K,) bool.
@@ -62,11 +64,11 @@ def fuse(
     votes = torch.bincount(
         owner * len(thing) + classes.flatten()[pixel], minlength=len(centers) * len(thing)
     ).view(len(centers), len(thing))  # fmt: skip
-    owns = votes.sum(1) >= max(1, instance_area)
-    pixel, owner = pixel[owns[owner]], owner[owns[owner]]
-    number = owns.cumsum(0)
-    owner = number[owner] - 1
-    instance_classes = votes[owns].argmax(1)
+    centers, votes, pixel, owner = _keep(votes.sum(1) >= max(1, instance_area), centers, votes, pixel, owner)
+    scores = _scores(class_scores, center, pixel, owner, votes.argmax(1))
+    sure = scores >= min_score
+    centers, votes, pixel, owner = _keep(sure, centers, votes, pixel, owner)
+    scores, instance_classes = scores[sure], votes.argmax(1)
     instances = torch.zeros(classes.numel(), dtype=torch.int32, device=classes.device)
     instances[pixel] = (owner + 1).int()
     result = _drop_small_stuff(classes, thing, stuff_area)
@@ -74,8 +76,7 @@ def fuse(
         result = _fill(result, class_scores, thing)
     result = result.flatten()
     result[pixel] = instance_classes[owner]
-    scores = _scores(class_scores, center, pixel, owner, instance_classes)
-    return Panoptic(result.view_as(classes), instances.view_as(classes), centers[owns], scores, instance_classes)
+    return Panoptic(result.view_as(classes), instances.view_as(classes), centers, scores, instance_classes)
 
 
 def find_centers(center: Tensor, threshold: float, nms_kernel: int, top_k: int) -> Tensor:
@@ -125,6 +126,14 @@ def _drop_small_stuff(classes: Tensor, thing: Tensor, stuff_area: float) -> Tens
     """Make things and small stuff void (-1)."""
     areas = torch.bincount(classes.flatten(), minlength=len(thing))
     return torch.where((~thing & (areas >= stuff_area))[classes], classes, -1)
+
+
+def _keep(
+    keep: Tensor, centers: Tensor, votes: Tensor, pixel: Tensor, owner: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Drop centres with the pixels that they own, and number the others anew."""
+    stays = keep[owner]
+    return centers[keep], votes[keep], pixel[stays], (keep.cumsum(0) - 1)[owner[stays]]
 
 
 def _fill(classes: Tensor, class_scores: Tensor, thing: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from post_model.tracker import TrackerState, track
 
 Tracking = Literal["prev_offset", "iou", "none"]
 MIN_STUFF = 2048 / (1024 * 2048)  # Panoptic-DeepLab's 2048 pixels of a Cityscapes image, at any resolution
+MIN_SCORE = 0.3
 _SCORES_AT_ONCE = 1 << 24  # float32 class probabilities held in memory at a time
 
 
@@ -57,6 +58,7 @@ class Predictor:
         tracking: how identities are kept: "prev_offset", "iou" (the baseline), or "none".
         min_stuff: smallest area of a stuff class, as a fraction of the image; what is smaller is void.
         min_instance: smallest area of an instance, as a fraction of the image.
+        min_score: lowest score of an instance. An average precision, which wants every guess, is better off with 0.
         fill_void: whether void gets the likeliest stuff class instead, for scores that count void as a mistake.
         **fusion: further settings of `fuse`, the same for every dataset.
 
@@ -72,6 +74,7 @@ class Predictor:
         tracking: Tracking = "prev_offset",
         min_stuff: float = MIN_STUFF,
         min_instance: float = 0.0,
+        min_score: float = MIN_SCORE,
         fill_void: bool = False,
         **fusion: Any,
     ) -> None:
@@ -90,7 +93,7 @@ class Predictor:
         self.thing = torch.cat([thing, thing.new_zeros(int(background))]).to(device).bool()
         self.tracking = tracking
         self.min_stuff, self.min_instance = min_stuff, min_instance
-        self.fusion = {"fill_void": fill_void, **fusion}
+        self.fusion = {"min_score": min_score, "fill_void": fill_void, **fusion}
 
     @torch.inference_mode()
     def step(self, image: Tensor, state: VideoState | None = None) -> tuple[FrameResult, VideoState]:
