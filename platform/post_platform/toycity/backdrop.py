@@ -300,10 +300,10 @@ def lamp(canvas: Canvas, pose: Pose, code: int) -> None:
     """Draw a street lamp that stands on the pavement."""
     s, iron = pose.scale, (58, 64, 70)
     canvas.shadow(pose.at(0, 0), 0.3 * s, 0.08 * s)
-    canvas.box(*pose.at(-0.13, 4.6), *pose.at(0.13, 0), iron, code)
-    canvas.box(*pose.at(-0.22, 0.5), *pose.at(0.22, 0), shade(iron, 0.8), code)
-    canvas.box(*pose.at(-0.13, 4.6), *pose.at(-0.03, 0.4), shade(iron, 1.3))
-    canvas.limb(pose.at(0, 4.55), pose.at(0.8, 4.7), 0.18 * s, iron, code)
+    canvas.box(*pose.at(-0.2, 4.6), *pose.at(0.2, 0), iron, code)
+    canvas.box(*pose.at(-0.3, 0.5), *pose.at(0.3, 0), shade(iron, 0.8), code)
+    canvas.box(*pose.at(-0.2, 4.6), *pose.at(-0.06, 0.4), shade(iron, 1.3))
+    canvas.limb(pose.at(0, 4.55), pose.at(0.8, 4.7), 0.24 * s, iron, code)
     canvas.disc(pose.at(0.85, 4.62), 0.3 * s, 0.2 * s, (250, 232, 160), code)
 
 

@@ -264,7 +264,7 @@ class World:
         if kind == "truck":
             return Look(_CARGO[int(rng.integers(3))], _TRUCK_BANDS[int(rng.integers(3))], skin, hair, 0)
         if kind == "cyclist":
-            return Look(_CLOTHES[int(rng.integers(5))], paint_, skin, hair, int(rng.integers(2)))
+            return Look(_CLOTHES[int(rng.integers(5))], paint_, skin, hair, int(rng.random() < 0.15))
         return Look(
             paint_,
             (250, 246, 236) if sum(paint_) < 560 else (40, 40, 48),
