@@ -161,7 +161,7 @@ class DataConfig(Config):
     still_motion: bool = Field(default=True, description="Invent the previous frame of a frame that has none.")
     decode_on: Literal["trainer"] = Field(default="trainer", description="Where bytes become pixels.")
     max_bad_samples: Annotated[Integer, Field(ge=0)] = Field(
-        default=16, description="Unreadable samples before the run fails."
+        default=16, description="Unreadable samples that one worker replaces before the run fails."
     )
 
 
@@ -181,7 +181,9 @@ class ModelConfig(Config):
     classes: Literal["observed", "coco", "core", "all"] = Field(
         default="observed", description="Unified classes the model knows; observed: those the training shards contain."
     )
-    init_from: Location | None = Field(default=None, description="Checkpoint whose weights the training starts from.")
+    init_from: Location | None = Field(
+        default=None, description="Checkpoint to start from, or a file of backbone weights."
+    )
 
 
 class LossSettings(Config):
@@ -220,7 +222,8 @@ class TrainConfig(Config):
     steps: Count = Field(default=60_000, description="Optimiser steps.")
     global_batch: Count = Field(default=32, description="Pairs per step, over all workers.")
     workers: Annotated[int | WorkerRange | None, BeforeValidator(_workers)] = Field(
-        default=None, description="Number, or {min, max}; default: one per GPU, two on CPU."
+        default=None,
+        description="Number, or {min, max}: what Ray has room for; default: one per GPU, two on CPU.",
     )
     checkpoint_every: Count = Field(default=1000, description="Steps between checkpoints.")
     keep: Count = Field(default=3, description="Checkpoints kept.")
@@ -236,7 +239,9 @@ class EvalConfig(Config):
     every: Annotated[Integer, Field(ge=0)] = Field(
         default=5000, description="Steps between validations; 0: only at the end."
     )
-    max_frames: Count | None = Field(default=None, description="Frames scored per dataset; default: all.")
+    max_frames: Count | None = Field(
+        default=None, description="Frames scored per sequence, from its first; default: all."
+    )
     overlays: Annotated[Integer, Field(ge=0)] = Field(default=2, description="Pictures logged per dataset.")
     tracking: Literal["prev_offset", "iou"] = Field(
         default="prev_offset", description="What carries identities over time."
@@ -246,7 +251,7 @@ class EvalConfig(Config):
 class RunNameConfig(Config):
     """Where a run's files go; the same name resumes."""
 
-    dir: Location = Field(default="./runs", description="Folder or s3:// address of all runs.")
+    dir: Location = Field(default="./runs", description="Folder of all runs, shared by every worker.")
     name: Annotated[str, AfterValidator(_run_name)] = Field(default="post", description="This run.")
 
 

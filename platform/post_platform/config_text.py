@@ -13,7 +13,7 @@ from reprlib import repr as short
 import yaml
 
 from post_platform.errors import ConfigError, nearest
-from post_platform.labels import DATASETS
+from post_platform.labels import DATASETS, available
 
 BRANCHES = ("semantic", "center", "offset", "prev_offset")
 """The branches a model has unless the configuration says otherwise; the first three make a panoptic result."""
@@ -170,7 +170,7 @@ def _flatten(content: Mapping[object, object], keys: Collection[str], prefix: st
 
 
 def _names_dataset(name: object) -> bool:
-    return str(name).lower().replace("-", "_").replace(" ", "_") in DATASETS
+    return str(name).lower().replace("-", "_").replace(" ", "_") in {*DATASETS, *available()}
 
 
 def _refuse_dataset_numbers(key: str, value: object) -> None:

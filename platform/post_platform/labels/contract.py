@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from post_platform.errors import ConfigError, nearest
 from post_platform.labels.taxonomy import FOLDER, VOID, first_problem, read_yaml, taxonomy
 
-DATASETS: tuple[str, ...] = (
+DATASETS: tuple[str, ...] = (  # official names, reserved also while they have no contract yet
     "kitti_mots",
     "mots20",
     "kitti_step",
@@ -201,8 +201,9 @@ def load_contract_file(path: Path) -> Contract:
 
 
 def available() -> list[str]:
-    """The datasets that have a label contract, in the order of `DATASETS`."""
-    return [name for name in DATASETS if (FOLDER / f"{name}.yaml").is_file()]
+    """The datasets that have a label contract: those of `DATASETS` in its order, then any other by name."""
+    found = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "unified")
+    return sorted(found, key=lambda name: DATASETS.index(name) if name in DATASETS else len(DATASETS))
 
 
 @cache

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from post_platform import storage
 from post_platform.errors import ConfigError, DataError, nearest
-from post_platform.labels import DATASETS, load_contract
+from post_platform.labels import available, load_contract
 
 FORMAT = "post-shards/1"
 INDEX_SCHEMA = pa.schema(
@@ -101,7 +101,7 @@ def converted(root: storage.Location) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for dataset in storage.list_names(root):
-        if dataset not in DATASETS:
+        if dataset not in available():
             continue
         folder = storage.join(root, dataset)
         splits = [s for s in storage.list_names(folder) if storage.exists(storage.join(folder, s, "manifest.json"))]
@@ -118,12 +118,13 @@ def locate(path: str, split: str | None = None) -> tuple[str, str, list[str]]:
     Raises: ConfigError when no dataset is named there, DataError when the split is not converted.
     """
     parts = storage.absolute(path).rsplit("/", 2)
-    if parts[-1] not in DATASETS and len(parts) == 3 and parts[-2] in DATASETS:
+    known = available()
+    if parts[-1] not in known and len(parts) == 3 and parts[-2] in known:
         root, dataset, split = parts[0], parts[1], split or parts[2]
     else:
         root, dataset = "/".join(parts[:-1]), parts[-1]
-    if dataset not in DATASETS:
-        raise ConfigError(f"{path} does not end in a dataset's name{nearest(dataset, DATASETS)}")
+    if dataset not in known:
+        raise ConfigError(f"{path} does not end in a dataset's name{nearest(dataset, known)}")
     splits = converted(root).get(dataset, [])
     if not splits or (split is not None and split not in splits):
         wanted = f"{dataset}/{split}" if split else dataset

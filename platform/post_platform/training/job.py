@@ -10,7 +10,7 @@ import torch
 
 from post_model.layers import Norm
 from post_model.network import Post
-from post_model.weights import load_backbone, load_model
+from post_model.weights import load_backbone, load_model, read_card
 from post_platform.config import RunConfig
 from post_platform.data.augment import Augmentation
 from post_platform.data.plan import Plan
@@ -61,6 +61,18 @@ class Job:
         """The step of the newest whole checkpoint; 0 where there is none."""
         newest = checkpoint.latest(self.checkpoints)
         return checkpoint.read_state(newest)["step"] if newest else 0
+
+    def norm(self, gpus_everywhere: bool, local_batch: int) -> Norm:
+        """The network's normalisation: the configured one, else what a starting checkpoint stored, else by hardware."""
+        settings = self.config.model
+        source = Path(settings.init_from) if settings.init_from else None
+        if settings.norm == "auto" and source and source.is_dir():
+            try:
+                stored: Norm = read_card(source).arguments["norm"]
+            except ValueError as error:
+                raise ConfigError(f"model.init_from: {error}") from error
+            return stored
+        return resolve_norm(settings.norm, gpus_everywhere, local_batch, source is not None)
 
     def new_model(self, norm: Norm) -> Post:
         """The network before its first step: seeded, or filled from `model.init_from`.

@@ -46,14 +46,14 @@ class Journal:
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Note a training step's metrics, and tell the driver how far the run is."""
-        self.pending.append((step, metrics))
+        self._note(step, metrics)
         self._progress(step, loss=metrics["train/loss/total"], frames_per_s=metrics["time/frames_per_s"])
 
     def validation(self, step: int, scores: Scores, mean: float | None, seconds: float) -> None:
         """Note the scores of a validation."""
         metrics = {f"val/{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
         metrics |= {"val/mean/score": mean, "time/validation_s": seconds}
-        self.pending.append((step, {name: value for name, value in metrics.items() if value is not None}))
+        self._note(step, {name: value for name, value in metrics.items() if value is not None})
         (self.job.folder / "scores.json").write_text(
             json.dumps({"step": step, "mean": mean, "datasets": scores}, indent=1)
         )
@@ -78,7 +78,7 @@ class Journal:
             self.ledger.append(number, by_step[number])
         counts = Counter(key.split("/", 1)[0] for _, (_, key) in seen)
         if counts:
-            self.pending.append((step, {f"data/{name}/share": n / counts.total() for name, n in counts.items()}))
+            self._note(step, {f"data/{name}/share": n / counts.total() for name, n in counts.items()})
         config = self.job.config
 
         def write(folder: Path) -> None:
@@ -101,6 +101,13 @@ class Journal:
             self.log.log_metrics(metrics, number)
         self.pending = []
         self._progress(step)
+
+    def _note(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep metrics until their step is committed; with `log.live` publish them now, doubled after a restart."""
+        if self.job.config.log.live:
+            self.log.log_metrics(metrics, step)
+        else:
+            self.pending.append((step, metrics))
 
     def close(self) -> None:
         """Wait until MLflow has everything."""

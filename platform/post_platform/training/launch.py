@@ -28,7 +28,7 @@ from post_platform.errors import ConfigError, DataError, PostError, nearest
 from post_platform.experiment_log import ExperimentLog
 from post_platform.shards.index import Split, converted, read_split
 from post_platform.training import checkpoint
-from post_platform.training.job import Job, plan_of, resolve_norm
+from post_platform.training.job import Job, plan_of
 from post_platform.training.journal import PROGRESS
 from post_platform.training.vocabulary import class_names, thing_flags
 
@@ -133,7 +133,10 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
 
 def save_untrained(job: Job, folder: Path) -> Path:
     """Write the network as the run's first step finds it: the baseline that training is compared with."""
-    norm = resolve_norm(job.config.model.norm, False, job.config.train.global_batch, bool(job.config.model.init_from))
+    from post_platform.data.stream import local_batch
+
+    workers, gpus = _workers(job.config)
+    norm = job.norm(gpus, local_batch(job.config.train.global_batch, workers))
     save_model(folder, job.new_model(norm), job.class_names, job.thing_flags)
     return folder
 
@@ -242,12 +245,25 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _workers(config: RunConfig) -> tuple[int, bool]:
-    """Number of training workers, and whether each has a GPU: one per GPU, or two on a machine without."""
+    """Number of training workers, and whether each has a GPU: one per GPU, or two on a machine without.
+
+    Raises:
+        ConfigError: Ray has no room for so many beside the data tasks; waiting for it would hang.
+    """
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    total = ray.cluster_resources()
+    gpus = int(total.get("GPU", 0))
+    room = gpus or int((total["CPU"] - 1) / cluster.worker_cpus())  # one CPU is left to Ray Data
     wanted = config.train.workers
-    workers = (wanted.max if isinstance(wanted, WorkerRange) else wanted) or gpus or 2
+    workers = min(wanted.max, room) if isinstance(wanted, WorkerRange) else wanted or gpus or min(2, room)
+    least = wanted.min if isinstance(wanted, WorkerRange) else 1
+    if not max(1, least) <= workers <= max(room, gpus):
+        raise ConfigError(
+            f"train.workers: Ray has room for {room} ({total['CPU']:.0f} CPUs, {gpus} GPUs), "
+            f"got {least if isinstance(wanted, WorkerRange) else workers}",
+            f"ask for fewer: train.workers={max(1, room)}",
+        )
     return workers, gpus >= workers
 
 

@@ -25,7 +25,7 @@ from post_platform.data.load import ClipLoader, Samples
 from post_platform.data.stream import local_batch, local_batches
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import evaluate_share, mean_score, scores_of, sequences, share_of
-from post_platform.training.job import Job, resolve_norm
+from post_platform.training.job import Job
 from post_platform.training.journal import Journal
 from post_platform.training.ledger import Seen
 from post_platform.training.vocabulary import label_tables
@@ -87,7 +87,7 @@ class Worker:
     def _norm(self) -> Norm:
         gpu = self.device.type == "cuda"
         rows = local_batch(self.config.train.global_batch, self.world_size)
-        return resolve_norm(self.config.model.norm, gpu, rows, bool(self.config.model.init_from))
+        return self.job.norm(gpu, rows)
 
     def run(self, shard: ray.data.DataIterator) -> None:
         """Train to the last step, validating and committing on the way."""
