@@ -24,7 +24,13 @@ def main() -> None:
         epilog="example: python pipelines/score.py kitti_mots --truth instances_txt --predictions results",
     )
     parser.add_argument("dataset", choices=readable(), metavar="DATASET", help=", ".join(readable()))
-    parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help="labels in the official layout")
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="labels in the official layout: a folder; of coco_panoptic the JSON, its PNGs beside it",
+    )
     parser.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="results in the same layout")
     parser.add_argument("--sequences", nargs="+", metavar="NAME", help="score these only (default: all of the truth)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores, undefined ones as null")
