@@ -1,0 +1,108 @@
+"""Small parts of the training loop, by hand: learning rate, normalisation, the batch, and what reaches MLflow."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from post_platform.config import load_config
+from post_platform.data.load import Samples
+from post_platform.training.job import resolve_norm
+from post_platform.training.journal import HISTORY, Journal
+from post_platform.training.ledger import EMPTY
+from post_platform.training.loop import learning_rate, to_batch
+
+
+def optim(*overrides):
+    return load_config(None, [f"optim.{entry}" for entry in overrides]).optim
+
+
+def test_learning_rate_warms_up_and_decays_to_nothing():
+    poly = optim("lr=0.5", "warmup_steps=4")
+    assert learning_rate(poly, 0, 10) == pytest.approx(0.5 * 0.25)
+    assert learning_rate(poly, 1, 10) == pytest.approx(0.5 * 0.5 * 0.9**0.9)
+    assert learning_rate(poly, 5, 10) == pytest.approx(0.5 * 0.5**0.9)
+    assert 0 < learning_rate(poly, 9, 10) < 0.07
+    rates = [learning_rate(poly, step, 10) for step in range(3, 10)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_learning_rate_without_warm_up_or_decay_is_constant():
+    assert {learning_rate(optim("lr=0.5", "schedule=constant"), step, 10) for step in range(10)} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("requested", "gpus", "rows", "pretrained", "expected"),
+    [
+        ("auto", False, 16, False, "group"),
+        ("auto", True, 4, False, "sync"),
+        ("auto", True, 3, False, "group"),
+        ("auto", True, 1, True, "sync"),
+        ("auto", False, 8, True, "batch"),
+        ("batch", False, 1, False, "batch"),
+        ("group", True, 8, True, "group"),
+    ],
+)
+def test_normalisation_is_resolved_by_hardware_batch_and_origin(requested, gpus, rows, pretrained, expected):
+    assert resolve_norm(requested, gpus, rows, pretrained) == expected
+
+
+def test_a_batch_is_the_samples_as_tensors():
+    rng = np.random.default_rng(0)
+    maps = {name: rng.integers(0, 9, (2, 4, 6)).astype(np.int32) for name in ("instances", "prev_instances")}
+    maps |= {name: rng.integers(0, 9, (2, 4, 6)).astype(np.uint8) for name in ("classes", "prev_classes")}
+    maps |= {name: rng.integers(0, 9, (2, 3, 4, 6)).astype(np.uint8) for name in ("image", "prev_image")}
+    samples = Samples(
+        **maps,
+        dataset=np.array([1, 0]),
+        weight=np.array([1, 0], np.float32),
+        position=np.array([6, 7]),
+        key=("a/s/000001", "b/s/000001"),
+    )
+    batch = to_batch(samples, torch.device("cpu"))
+    for name, array in maps.items():
+        assert np.array_equal(getattr(batch, name).numpy(), array), name
+    assert batch.image.dtype == torch.uint8
+    assert batch.instances.dtype == torch.int32
+    assert (batch.dataset.tolist(), batch.weight.tolist()) == ([1, 0], [1, 0])
+
+
+class Store:
+    """Remembers what a log was sent; `known` are the last steps that it holds already."""
+
+    def __init__(self, known):
+        self.known, self.sent = known, []
+
+    def last_step(self, metric):
+        return self.known.get(metric)
+
+    def log_metrics(self, metrics, step):
+        self.sent += [(step, name) for name in sorted(metrics)]
+
+
+def reopened(tmp_path, known):
+    """The journal of a run that was killed right after its checkpoint of step 4, with what MLflow then lacked."""
+    newest = tmp_path / "checkpoints/step_00000004"
+    newest.mkdir(parents=True)
+    (newest / "state.json").write_text(json.dumps({"step": 4, "ledger": EMPTY}))
+    history = [(3, {"train/loss/total": 2.0}), (4, {"train/loss/total": 1.0}), (4, {"val/a/PQ": 0.5, "rare": 0.1})]
+    (newest / HISTORY).write_text("".join(json.dumps(item) + "\n" for item in history))
+    store = Store(known)
+    job = SimpleNamespace(folder=tmp_path, open_log=lambda: store, plan=lambda: SimpleNamespace(digest="d"))
+    Journal(job, newest)
+    return store.sent
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({}, [(3, "train/loss/total"), (4, "train/loss/total"), (4, "rare"), (4, "val/a/PQ")]),
+        ({"train/loss/total": 4, "val/a/PQ": 4, "rare": 4}, []),
+        ({"train/loss/total": 3}, [(4, "train/loss/total"), (4, "rare"), (4, "val/a/PQ")]),
+        ({"train/loss/total": 4, "val/a/PQ": 2}, [(4, "rare"), (4, "val/a/PQ")]),
+    ],
+)
+def test_what_a_kill_kept_from_mlflow_is_published_once(tmp_path, known, expected):
+    assert reopened(tmp_path, known) == expected
