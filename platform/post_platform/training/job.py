@@ -98,6 +98,10 @@ class Job:
         if card.class_names != self.class_names:
             different = sorted(set(card.class_names) ^ set(self.class_names))
             raise ValueError(f"{source} has other classes than this run; they differ in {', '.join(different[:5])}")
+        same_norm = loaded.state_dict().keys() == model.state_dict().keys()  # sync and batch hold the same weights
+        for name in ("backbone", "depthwise", "branches", *(() if same_norm else ("norm",))):
+            if (got := loaded.arguments[name]) != (expected := model.arguments[name]):
+                raise ValueError(f"{source} is another network: its {name} is {got}, this run's {expected}")
         model.load_state_dict(loaded.state_dict())
 
 

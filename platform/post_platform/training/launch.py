@@ -115,6 +115,9 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
         return outcome(job)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
+        if config.model.init_from and not job.committed_step():
+            # Refuse weights that do not fit here, not half a minute later on every rank.
+            job.new_model(job.norm(False, config.train.global_batch))
         logger.info("%s", cluster.connect())
         log.log_params(flatten(config))
         log.log_text(dump_config(config), "config.yaml")

@@ -1,0 +1,68 @@
+"""A run's first network: seeded, or filled from a checkpoint that fits, and refused by name where it does not."""
+
+import pytest
+import torch
+
+from post_model.weights import save_model
+from post_platform.config import load_config
+from post_platform.errors import ConfigError
+from post_platform.training.job import Job
+
+CLASSES, THINGS = ("road", "car"), (False, True)
+
+
+def job(folder, *overrides, classes=CLASSES):
+    config = load_config(None, ["model.backbone=small", "train.global_batch=2", *overrides])
+    return Job(config, (), (), classes, THINGS[: len(classes)], folder, "", "")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A checkpoint folder of a small network with GroupNorm, and its weights."""
+    folder = tmp_path_factory.mktemp("start")
+    model = job(folder, "seed=5").new_model("group")
+    save_model(folder, model, CLASSES, THINGS)
+    return folder, model.state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_seed_decides_the_weights(tmp_path):
+    first, again, other = (job(tmp_path, f"seed={seed}").new_model("group").state_dict() for seed in (1, 1, 2))
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+def test_a_checkpoint_fills_the_network(started, tmp_path):
+    folder, weights = started
+    new = job(tmp_path, f"model.init_from={folder}", "seed=9")
+    assert new.norm(False, 2) == "group"
+    assert equal(new.new_model(new.norm(False, 2)).state_dict(), weights)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "classes", "message"),
+    [
+        ([], ("road", "bus"), "has other classes than this run; they differ in bus, car"),
+        (["model.backbone=resnet18"], CLASSES, "its backbone is small, this run's resnet18"),
+        (["model.depthwise=false"], CLASSES, "its depthwise is True, this run's False"),
+        (["model.branches=[semantic,center,offset]"], CLASSES, r"its branches is \["),
+        (["model.norm=batch"], CLASSES, "its norm is group, this run's batch"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line(started, tmp_path, overrides, classes, message):
+    folder, _ = started
+    new = job(tmp_path, f"model.init_from={folder}", *overrides, classes=classes)
+    with pytest.raises(ConfigError, match=rf"^model.init_from: {folder} .*{message}") as caught:
+        new.new_model(new.norm(False, 2))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_or_folder_without_weights_is_named(tmp_path):
+    (tmp_path / "weights.pkl").write_bytes(b"no weights")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "weights.pkl"):
+        new = job(tmp_path, f"model.init_from={path}")
+        with pytest.raises(ConfigError, match=rf"^model.init_from: .*{path.name}"):
+            new.new_model(new.norm(False, 2))
