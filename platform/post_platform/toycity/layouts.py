@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from post_platform.toycity.backdrop import BUILDING, ROAD, SIDEWALK, SKY, VEGETATION
-from post_platform.toycity.world import BICYCLE, CAR, MOTORCYCLE, PERSON, RIDER, TRUCK, Scene, Style, World
+from post_platform.toycity.world import BICYCLE, CAR, PERSON, RIDER, TRUCK, Scene, Style, World
 
 TRAIN_SEQUENCES = ("0000", "0001", "0003", "0004", "0005", "0009", "0011", "0012", "0015", "0017", "0019", "0020")
 VAL_SEQUENCES = ("0002", "0006", "0007", "0008", "0010", "0013", "0014", "0016", "0018")
@@ -149,7 +149,7 @@ def write_kitti_step(
 ) -> None:
     """Write KITTI-STEP: RGB PNGs with the trainId in R and `G*256 + B` the instance, from 1.
 
-    Only persons and cars have instances; riders, lorries and two-wheelers have 0, as has a crowd. Void (255) is a thin
+    Only persons and cars have instances; riders, lorries and bicycles have 0, as has a crowd. Void (255) is a thin
     ring around every instance, and a wider one where it touches a crowd of its own class.
     """
     for video in videos(seed, train, val, train_frames, val_frames, height, width):
@@ -193,7 +193,6 @@ _COCO = (  # id, name, isthing, the trainId drawn so (None: the rug)
     (1, "person", 1, (PERSON, RIDER)),
     (2, "bicycle", 1, (BICYCLE,)),
     (3, "car", 1, (CAR,)),
-    (4, "motorcycle", 1, (MOTORCYCLE,)),
     (8, "truck", 1, (TRUCK,)),
     (149, "road", 0, (ROAD,)),
     (184, "tree-merged", 0, (VEGETATION,)),

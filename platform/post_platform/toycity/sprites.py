@@ -129,37 +129,20 @@ def _head(canvas: Canvas, pose: Pose, look: Look, code: int, u: float, v: float)
 
 
 def cyclist(canvas: Canvas, pose: Pose, look: Look, rider: int, wheels: int, stride: float) -> None:
-    """Draw a person on a bicycle (shape 0) or a scooter (1); person and two-wheeler have codes of their own."""
+    """Draw a person on a bicycle; the two have codes of their own."""
     s = pose.scale
     canvas.shadow(pose.at(0, 0.02), 1.1 * s, 0.15 * s)
     swing = math.sin(stride)
-    if look.shape == 0:
-        for u in (-0.68, 0.68):
-            canvas.ring(pose.at(u, 0.44), 0.44 * s, 0.13 * s, TYRE, wheels)
-        for a, b in (
-            ((-0.68, 0.44), (-0.1, 0.95)),
-            ((-0.1, 0.95), (0.52, 0.95)),
-            ((-0.68, 0.44), (0.0, 0.42)),
-            ((0.0, 0.42), (0.52, 0.95)),
-            ((0.68, 0.44), (0.5, 1.15)),
-        ):
-            canvas.limb(pose.at(*a), pose.at(*b), 0.12 * s, look.second, wheels)
-    else:
-        for u in (-0.74, 0.74):
-            _wheel(canvas, pose, u, 0.3, wheels)
-        body = [
-            (-1.0, 0.5),
-            (-0.95, 0.86),
-            (-0.1, 0.86),
-            (0.1, 0.5),
-            (0.4, 0.5),
-            (0.5, 1.15),
-            (0.68, 1.15),
-            (0.72, 0.36),
-            (-0.3, 0.3),
-        ]
-        canvas.polygon([pose.at(*p) for p in body], look.second, wheels)
-        canvas.disc(pose.at(0.74, 0.88), 0.1 * s, 0.1 * s, (255, 244, 196))
+    for u in (-0.68, 0.68):
+        canvas.ring(pose.at(u, 0.44), 0.44 * s, 0.13 * s, TYRE, wheels)
+    for a, b in (
+        ((-0.68, 0.44), (-0.1, 0.95)),
+        ((-0.1, 0.95), (0.52, 0.95)),
+        ((-0.68, 0.44), (0.0, 0.42)),
+        ((0.0, 0.42), (0.52, 0.95)),
+        ((0.68, 0.44), (0.5, 1.15)),
+    ):
+        canvas.limb(pose.at(*a), pose.at(*b), 0.12 * s, look.second, wheels)
     leg = shade(look.hair, 1.2)
     canvas.limb(pose.at(-0.2, 1.0), pose.at(0.22, 0.82), 0.22 * s, leg, rider)
     canvas.limb(pose.at(0.22, 0.82), pose.at(0.05 + 0.1 * swing, 0.36 + 0.1 * swing), 0.2 * s, leg, rider)

@@ -19,8 +19,8 @@ from post_platform.toycity.sprites import HAIRS, SKINS, Look, car, cyclist, pers
 Style = Literal["train", "held_out"]
 Kind = Literal["car", "person", "truck", "cyclist"]
 
-PERSON, RIDER, CAR, TRUCK, MOTORCYCLE, BICYCLE = 11, 12, 13, 14, 17, 18
-THINGS = (PERSON, RIDER, CAR, TRUCK, MOTORCYCLE, BICYCLE)
+PERSON, RIDER, CAR, TRUCK, BICYCLE = 11, 12, 13, 14, 18
+THINGS = (PERSON, RIDER, CAR, TRUCK, BICYCLE)
 
 _CAR_PAINTS: dict[str, tuple[Color, ...]] = {
     "train": (
@@ -197,8 +197,7 @@ class World:
                 0.14 if runs else 0.0,
             )
         else:
-            wheels = BICYCLE if track.look.shape == 0 else MOTORCYCLE
-            cyclist(canvas, pose, track.look, code | RIDER, (track.id + 1) << 8 | wheels, stride)
+            cyclist(canvas, pose, track.look, code | RIDER, (track.id + 1) << 8 | BICYCLE, stride)
 
     def _populate(self, rng: np.random.Generator) -> tuple[Track, ...]:
         """Fill the lanes and the pavements; ids follow the order of creation, a cyclist taking two."""
@@ -264,7 +263,7 @@ class World:
         if kind == "truck":
             return Look(_CARGO[int(rng.integers(3))], _TRUCK_BANDS[int(rng.integers(3))], skin, hair, 0)
         if kind == "cyclist":
-            return Look(_CLOTHES[int(rng.integers(5))], paint_, skin, hair, int(rng.random() < 0.15))
+            return Look(_CLOTHES[int(rng.integers(5))], paint_, skin, hair, 0)
         return Look(
             paint_,
             (250, 246, 236) if sum(paint_) < 560 else (40, 40, 48),
