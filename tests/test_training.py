@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -199,6 +200,43 @@ def test_a_mistake_that_only_the_second_rank_meets_comes_back_as_itself_and_quic
     assert caught.value.hint == f"see what is damaged: python pipelines/check.py {shards}/{name}"
     record = json.loads((runs / "bad" / "run.json").read_text())
     assert MlflowClient(record["mlflow_uri"]).get_run(record["mlflow_run_id"]).info.status == "FAILED"
+
+
+def training_workers():
+    """Process ids of the training workers that this process started."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if "RayTrainWorker" in (folder / "cmdline").read_text():
+                found.append(folder.name)
+        except OSError:
+            continue
+
+    def ours(process):
+        while process in parents and process != str(os.getpid()):
+            process = parents[process]
+        return process == str(os.getpid())
+
+    return [int(process) for process in found if ours(process)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_line_that_says_how_to_go_on(toy_shards, runs):
+    def kill():
+        while not (runs / "worker/checkpoints/step_00000002").exists() and threading.main_thread().is_alive():
+            time.sleep(0.05)
+        os.kill(training_workers()[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(
+        PostError, match=r"^a training worker of run 'worker' was killed, or ran out of memory"
+    ) as caught:
+        go(toy_shards, runs, "worker", "train.steps=100000", "train.checkpoint_every=2")
+    killer.join()
+    found = checkpoint.read_state(checkpoint.latest(runs / "worker/checkpoints"))["step"]
+    assert caught.value.hint == f"the same command continues from step {found}"
 
 
 def test_a_killed_run_continues_as_if_nothing_had_happened(whole, toy_shards, runs):

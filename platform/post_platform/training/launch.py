@@ -195,8 +195,13 @@ def _open_log(config: RunConfig, folder: Path) -> ExperimentLog:
 
 
 def _fit(job: Job) -> None:
-    """Hand the job to Ray Train; a user's mistake that a worker met comes back as itself."""
+    """Hand the job to Ray Train.
+
+    Raises:
+        PostError: the user's mistake that a worker met, as itself; or a worker was killed.
+    """
     from ray.data import Dataset
+    from ray.exceptions import RayActorError
     from ray.train import RunConfig as RayRunConfig
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -231,9 +236,15 @@ def _fit(job: Job) -> None:
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        for failure in _causes(error):
+        failures = list(_causes(error))
+        for failure in failures:
             if isinstance(failure, PostError):
                 raise failure from error
+        if any(isinstance(failure, RayActorError) for failure in failures):
+            raise PostError(
+                f"a training worker of run {job.config.run.name!r} was killed, or ran out of memory",
+                f"the same command continues from step {job.committed_step()}",
+            ) from error
         raise
 
 
@@ -242,7 +253,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     yield error
     for failure in getattr(error, "worker_failures", {}).values():
         yield from _causes(failure)
-    for inner in (getattr(error, "cause", None), error.__cause__):
+    for inner in (getattr(error, "cause", None), getattr(error, "health_check_failure", None), error.__cause__):
         if isinstance(inner, BaseException):
             yield from _causes(inner)
 
