@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class PeakMemory:
-    """Watches the process tree once a second while the block runs; `gigabytes` is 0 where /proc is missing."""
+    """Watches the process tree every five seconds while the block runs; `gigabytes` is 0 where /proc is missing."""
 
     def __init__(self) -> None:
         """Start with nothing seen."""
@@ -31,7 +31,7 @@ class PeakMemory:
     def _watch(self) -> None:
         while True:
             self.gigabytes = max(self.gigabytes, proportional_bytes() / 1e9)
-            if self._done.wait(1.0):
+            if self._done.wait(5.0):
                 return
 
 
