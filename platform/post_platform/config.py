@@ -51,6 +51,12 @@ def _location(value: str) -> str:
     return value if "://" in value else str(Path(value).expanduser().resolve())
 
 
+def _folder(value: str) -> str:
+    if "://" in value:
+        raise ValueError("must be a folder, one that every worker shares")
+    return _location(value)
+
+
 def _tracking_uri(value: str) -> str:
     """Make an MLflow address absolute; a bare `*.db` file is sqlite."""
     scheme, colon, rest = value.partition(":///")
@@ -251,7 +257,9 @@ class EvalConfig(Config):
 class RunNameConfig(Config):
     """Where a run's files go; the same name resumes."""
 
-    dir: Location = Field(default="./runs", description="Folder of all runs, shared by every worker.")
+    dir: Annotated[str, AfterValidator(_folder)] = Field(
+        default="./runs", description="Folder of all runs, shared by every worker."
+    )
     name: Annotated[str, AfterValidator(_run_name)] = Field(default="post", description="This run.")
 
 

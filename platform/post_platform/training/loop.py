@@ -75,7 +75,7 @@ class Worker:
         layout = torch.channels_last if gpu else torch.contiguous_format
         self.model: Post = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.config.optim.lr, weight_decay=self.config.optim.weight_decay
+            self.model.parameters(), lr=self.config.optim.lr, weight_decay=self.config.optim.weight_decay, fused=True
         )
         if newest:
             self.optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location=device, weights_only=True))
