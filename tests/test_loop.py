@@ -106,3 +106,21 @@ def reopened(tmp_path, known):
 )
 def test_what_a_kill_kept_from_mlflow_is_published_once(tmp_path, known, expected):
     assert reopened(tmp_path, known) == expected
+
+
+@pytest.mark.parametrize(("live", "sent"), [(False, []), (True, [(1, "time/frames_per_s"), (1, "train/loss/total")])])
+def test_a_metric_waits_for_its_checkpoint_unless_the_log_is_live(tmp_path, live, sent):
+    store = Store({})
+    config = load_config(None, [f"log.live={str(live).lower()}"])
+    (tmp_path / "logs").mkdir()
+    job = SimpleNamespace(
+        folder=tmp_path,
+        logs=tmp_path / "logs",
+        config=config,
+        open_log=lambda: store,
+        plan=lambda: SimpleNamespace(digest="d"),
+    )
+    journal = Journal(job, None)
+    journal.step(1, {"train/loss/total": 2.0, "time/frames_per_s": 30.0})
+    assert store.sent == sent
+    assert journal.pending == ([] if live else [(1, {"train/loss/total": 2.0, "time/frames_per_s": 30.0})])
