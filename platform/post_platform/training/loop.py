@@ -80,7 +80,13 @@ class Worker:
         if newest:
             self.optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location=device, weights_only=True))
         network = torch.compile(self.model) if self.config.train.compile else self.model
-        self.network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        self.network = DistributedDataParallel(
+            network,
+            device_ids=[device] if gpu else None,
+            broadcast_buffers=self.model.arguments["norm"] == "batch",  # others have the same buffers everywhere
+            gradient_as_bucket_view=True,
+            static_graph=True,  # every step uses every branch
+        )
         self.journal = Journal(job, newest) if rank == 0 else None
         self.seen: list[tuple[int, Seen]] = []
 
