@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from post_platform import cluster
+from post_platform.errors import PostError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,3 +82,16 @@ def test_a_submitted_job_s_own_runtime_environment_is_not_overridden(monkeypatch
     env = cluster._runtime_env()
     assert "py_modules" not in env
     assert "RAY_DATA_DISABLE_PROGRESS_BARS" not in env["env_vars"]
+
+
+def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch):
+    import ray
+
+    def late(**_):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(PostError, match=r"^Ray did not start within its 30 seconds: this machine is too busy$"):
+        cluster.connect()

@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_named_before_anything_starts(whole, toy_shards,
     assert caught.value.hint.endswith(f"rm -r {newest}")
 
 
-def test_a_mistake_that_only_the_second_rank_meets_comes_back_as_itself_and_quickly(toy_shards, runs, tmp_path):
+def test_a_mistake_that_only_the_second_rank_meets_comes_back_as_itself_without_a_timeout(toy_shards, runs, tmp_path):
     shards = Path(shutil.copytree(toy_shards, tmp_path / "shards"))
     config = load_config(None, settings(shards, runs, "bad", "train.steps=5", "data.max_bad_samples=0"))
     rows = plan_of(config, splits_of(str(shards), None, "train")).rows(np.arange(30)).to_pylist()
@@ -194,7 +194,7 @@ def test_a_mistake_that_only_the_second_rank_meets_comes_back_as_itself_and_quic
     started = time.monotonic()
     with pytest.raises(DataError) as caught:
         train(config)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 600  # not the half hour after which a collective gives up
     assert str(caught.value).startswith("more than 0 samples could not be read; the last: ")
     assert f"{name}/train/000000.tar, sample " in str(caught.value)
     assert caught.value.hint == f"see what is damaged: python pipelines/check.py {shards}/{name}"
@@ -244,7 +244,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(whole, toy_shards, ru
     output = (runs / "killed.log").open("w")
     process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     first = runs / "killed/checkpoints/step_00000002/MANIFEST.json"
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 600
     while not first.exists():
         assert process.poll() is None, (runs / "killed.log").read_text()
         assert time.monotonic() < deadline, (runs / "killed.log").read_text()

@@ -36,7 +36,7 @@ def connect() -> str:
     the host. Calling again changes nothing.
 
     Raises:
-        PostError: nothing answers at `RAY_ADDRESS`, or the cluster refuses this process.
+        PostError: nothing answers at `RAY_ADDRESS`, the cluster refuses this process, or this machine is too busy.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -68,14 +68,22 @@ def _embed() -> None:
     import ray
 
     with _inherited_by_ray(), _without_auth_notice():
-        ray.init(
-            address="local",
-            num_cpus=max(4, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,  # Ray's own chatter; our workers write to the run's folder, errors come back anyway
-            logging_level=logging.WARNING,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(4, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,  # Ray's own chatter; our workers write to the run's folder, errors come back
+                logging_level=logging.WARNING,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # Ray has no class of its own for it
+                raise
+            raise PostError(
+                "Ray did not start within its 30 seconds: this machine is too busy",
+                "try again; what else runs here: top",
+            ) from error
 
 
 def _join(address: str) -> None:
