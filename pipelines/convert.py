@@ -8,10 +8,11 @@ from pathlib import Path
 
 import _paths  # noqa: F401
 from post_platform.cluster import connect
-from post_platform.command import run
+from post_platform.command import check_folder, run
 from post_platform.datasets import readable
 from post_platform.errors import PostError
 from post_platform.shards.write import SHARD_BYTES, SplitJob, plan_conversion, write_split
+from post_platform.storage import is_remote
 
 
 def main() -> None:
@@ -34,6 +35,10 @@ def main() -> None:
     jobs = plan_conversion(
         options.dataset, options.source, options.out, options.split, options.shard_mb << 20, options.lossless
     )
+    if not is_remote(options.out):
+        check_folder(Path(options.out), "--out")
+    if options.json:
+        check_folder(Path(options.json).resolve().parent, "--json")
     print(connect())
     manifests = [convert_one(job) for job in jobs]
     if options.json:

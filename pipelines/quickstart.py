@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import _paths
-from post_platform.command import run
+from post_platform.command import check_folder, run
 from post_platform.config import RunConfig, load_config
 
 DATASETS = ("kitti_mots", "kitti_step", "coco_panoptic")
@@ -27,6 +27,10 @@ def main() -> None:
     out = arguments.out.resolve()
     fixed = [f"data.root={out / 'shards'}", f"run.dir={out / 'runs'}", "data.datasets=[" + ",".join(DATASETS) + "]"]
     config = load_config(CONFIG, [*fixed, *arguments.overrides])
+
+    check_folder(out, "--out")
+    if arguments.json:
+        check_folder(arguments.json.resolve().parent, "--json")
 
     from post_platform.memory import PeakMemory
 

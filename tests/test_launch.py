@@ -1,11 +1,15 @@
 """How many workers a run takes, and that too many is an error instead of a wait without end."""
 
+from types import SimpleNamespace
+
 import pytest
 import ray
 
 from post_platform.config import load_config
-from post_platform.errors import ConfigError
-from post_platform.training.launch import _workers
+from post_platform.errors import ConfigError, DataError
+from post_platform.training import checkpoint
+from post_platform.training.evaluate import open_model
+from post_platform.training.launch import _alone, _workers
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,24 @@ def test_more_workers_than_ray_has_room_for_are_refused(monkeypatch, cpus, gpus,
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
     with pytest.raises(ConfigError, match=rf"^train.workers: Ray has room for {room} \({cpus} CPUs, {gpus} GPUs\)"):
         _workers(load_config(None, [f"train.workers={setting}"]))
+
+
+def test_a_second_process_of_the_same_run_is_refused(tmp_path):
+    """The lock is a process's own: another open file, here in the same process, stands for the other process."""
+    job = SimpleNamespace(folder=tmp_path, config=load_config(None, ["run.name=mine"]))
+    with (
+        _alone(job),
+        pytest.raises(ConfigError, match="run 'mine' is being trained by another process now"),
+        _alone(job),
+    ):
+        pass
+    with _alone(job):
+        pass  # free again
+
+
+def test_a_run_s_folder_is_not_a_checkpoint_but_names_its_newest(tmp_path):
+    for step in (2, 4):
+        checkpoint.save(tmp_path / "checkpoints", step, lambda folder: (folder / "x").touch(), keep=3)
+    with pytest.raises(DataError, match="is a run, not a checkpoint") as caught:
+        open_model(tmp_path)
+    assert caught.value.hint == f"its newest: --checkpoint {tmp_path}/checkpoints/step_00000004"

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +49,14 @@ def connect() -> str:
             _join(address)
         else:
             _embed()
+        _stop_politely()
     return _describe()
+
+
+def _stop_politely() -> None:
+    """Let SIGTERM end this process as Ctrl-C does; Ray's own handler prints a C++ stack and aborts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def worker_cpus() -> float:

@@ -5,9 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
-from post_platform.errors import PostError
+from post_platform.errors import ConfigError, PostError
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Make the folder that a flag names, and make sure that files can be written there, before any long work.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {folder}: cannot write there: {error.strerror}", f"name another: {flag} DIR"
+        ) from error
 
 
 def run(main: Callable[[], None]) -> None:
@@ -23,6 +40,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

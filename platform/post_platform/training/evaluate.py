@@ -217,6 +217,8 @@ def open_model(folder: Path, device: str = "cpu") -> tuple[Post, ModelCard]:
     try:
         return load_model(folder, device=device)
     except ValueError as error:
+        if found := checkpoint.whole(folder / "checkpoints"):
+            raise DataError(f"{folder} is a run, not a checkpoint", f"its newest: --checkpoint {found[-1]}") from error
         raise DataError(
             f"no usable checkpoint: {error}", "a run's checkpoints are in <run.dir>/<run.name>/checkpoints"
         ) from error

@@ -41,13 +41,15 @@ class Journal:
         self.ledger = Ledger(job.folder / "ledger.jsonl", step, digest)
         self.log, self.plan = job.open_log(), job.plan().digest
         self.pending: list[tuple[int, dict[str, float]]] = []
+        self.latest: dict[str, float] = {}
         if newest:
             self._publish_missing(newest)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Note a training step's metrics, and tell the driver how far the run is."""
         self._note(step, metrics)
-        self._progress(step, loss=metrics["train/loss/total"], frames_per_s=metrics["time/frames_per_s"])
+        self.latest = {"loss": metrics["train/loss/total"], "frames_per_s": metrics["time/frames_per_s"]}
+        self._progress(step)
 
     def validation(self, step: int, scores: Scores, mean: float | None, seconds: float) -> None:
         """Note the scores of a validation."""
@@ -123,8 +125,8 @@ class Journal:
                 published[name] = -1 if found is None else found
             self.log.log_metrics({name: v for name, v in metrics.items() if step > published[name]}, step)
 
-    def _progress(self, step: int, **values: float) -> None:
-        (self.job.logs / PROGRESS).write_text(json.dumps({"step": step, **values}))
+    def _progress(self, step: int) -> None:
+        (self.job.logs / PROGRESS).write_text(json.dumps({"step": step, **self.latest}))
 
 
 def triptych(picture: Picture, truth: bool = True, titles: bool = True) -> np.ndarray:

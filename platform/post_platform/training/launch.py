@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import shutil
@@ -68,7 +69,8 @@ def splits_of(root: str, datasets: tuple[str, ...] | None, split: str) -> tuple[
             )
     names = datasets or tuple(name for name in found if split in found[name])
     if not names:
-        raise DataError(f"no dataset under {root} has a split {split!r}", "see what is there: ls " + root)
+        have = "; ".join(f"{name}: {', '.join(sorted(splits))}" for name, splits in found.items())
+        raise DataError(f"no dataset under {root} has a split {split!r}; there are {have}")
     return tuple(read_split(root, name, split) for name in names)
 
 
@@ -108,7 +110,12 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
         report: called now and then with the run's progress ({"step", "loss", "frames_per_s"}).
     """
     job = prepare(config)
-    log = job.open_log()
+    with _alone(job):
+        return _train(job, report)
+
+
+def _train(job: Job, report: Report) -> Outcome:
+    config, log = job.config, job.open_log()
     if job.committed_step() >= config.train.steps:
         logger.info("run %s is already finished at step %d", config.run.name, job.committed_step())
         log.finish()
@@ -119,6 +126,9 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
             # Refuse weights that do not fit here, not half a minute later on every rank.
             job.new_model(job.norm(False, config.train.global_batch))
         logger.info("%s", cluster.connect())
+        if job.committed_step():
+            logger.info("continuing run %s at step %d", config.run.name, job.committed_step())
+        _warn_without_gpu(config)
         log.log_params(flatten(config))
         log.log_text(dump_config(config), "config.yaml")
         log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.train}, "train")
@@ -126,12 +136,44 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
         with _watching(job.logs, report):
             _fit(job)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process
         status = "KILLED"
-        raise
+        raise PostError(
+            f"run {config.run.name!r} was stopped", f"the same command continues from step {job.committed_step()}"
+        ) from None
     finally:
         log.finish(status)
     return outcome(job)
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Hold the run's lock: a second process of the same name would write the same ledger and checkpoints.
+
+    Raises:
+        ConfigError: another process trains this run now.
+    """
+    with (job.folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"run {job.config.run.name!r} is being trained by another process now ({job.folder})",
+                "wait for it, or give this one another name: run.name=<new name>",
+            ) from error
+        yield
+
+
+def _warn_without_gpu(config: RunConfig) -> None:
+    """Say what the defaults are meant for, before somebody waits a day for the first checkpoint."""
+    import ray
+
+    if config.model.backbone != "small" and not ray.cluster_resources().get("GPU"):
+        logger.warning(
+            "no GPU here, and %s at %dx%d is slow without; for a try on a CPU: --config pipelines/configs/toycity.yaml",
+            config.model.backbone,
+            *config.data.crop,
+        )
 
 
 def save_untrained(job: Job, folder: Path) -> Path:

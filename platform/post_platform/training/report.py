@@ -28,7 +28,7 @@ class ProgressLine:
 
     def __init__(self, steps: int) -> None:
         """Expect `steps` training steps."""
-        self.steps, self.last = steps, 0.0
+        self.steps, self.last, self.shown = steps, 0.0, 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns) if Console().is_terminal else None
         self.task = self.bar.add_task("training", total=steps) if self.bar else None
@@ -50,6 +50,9 @@ class ProgressLine:
         """Show {"step", "loss", "frames_per_s"}."""
         step, loss, speed = int(progress["step"]), progress.get("loss"), progress.get("frames_per_s")
         text = "training" if loss is None else f"loss {loss:.2f}, {speed:.0f} frames/s"
+        if step == self.shown:
+            return
+        self.shown = step
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=step, description=text)
         elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
