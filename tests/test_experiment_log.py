@@ -88,10 +88,9 @@ def test_commit_is_a_tag(folder):
     log = reopen(folder)
     root = Path(__file__).resolve().parent
     git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if git.returncode:
-        pytest.skip("this copy is no git checkout")
+    expected = None if git.returncode else git.stdout.strip()  # a copy without git has no commit to name
     tags = MlflowClient(log.uri).get_run(log.run_id).data.tags
-    assert len(tags["mlflow.source.git.commit"]) == len(git.stdout.strip())
+    assert tags.get("mlflow.source.git.commit") == expected
 
 
 def test_run_that_the_store_lost_begins_anew_with_a_warning(folder, caplog):
