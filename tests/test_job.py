@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from post_model.network import Post
 from post_model.weights import save_model
 from post_platform.config import load_config
 from post_platform.errors import ConfigError
@@ -45,7 +46,9 @@ def test_a_checkpoint_fills_the_network(started, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "classes", "message"),
     [
-        ([], ("road", "bus"), "has other classes than this run; they differ in bus, car"),
+        ([], ("road",), "has 2 classes, this run 1; they differ in car"),
+        ([], ("car", "road"), "has 2 classes, this run 2; they differ in their order"),
+        ([], ("road", "bus"), "has 2 classes, this run 2; they differ in bus, car"),
         (["model.backbone=resnet18"], CLASSES, "its backbone is small, this run's resnet18"),
         (["model.depthwise=false"], CLASSES, "its depthwise is True, this run's False"),
         (["model.branches=[semantic,center,offset]"], CLASSES, r"its branches is \["),
@@ -58,6 +61,19 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(started, tmp_path, overrides
     with pytest.raises(ConfigError, match=rf"^model.init_from: {folder} .*{message}") as caught:
         new.new_model(new.norm(False, 2))
     assert "\n" not in str(caught.value)
+
+
+def test_batch_statistics_are_synchronised_where_every_rank_has_a_gpu(tmp_path):
+    save_model(tmp_path, Post(2, "small", norm="batch", train_size=(64, 64)), CLASSES, THINGS)
+    start = job(tmp_path, f"model.init_from={tmp_path}")
+    assert [start.norm(gpus, 1) for gpus in (False, True)] == ["batch", "sync"]
+    assert start.new_model("sync").arguments == Post(2, "small", norm="sync", train_size=(64, 64)).arguments
+    frozen = job(tmp_path, f"model.init_from={tmp_path}", "model.norm=frozen")
+    model = frozen.new_model(frozen.norm(True, 8)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.rand(2, 3, 32, 32)).semantic.sum().backward()
+    assert equal(before, model.state_dict()), "no statistics moved"
+    assert all(layer.weight.grad is None for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d))
 
 
 def test_a_file_or_folder_without_weights_is_named(tmp_path):

@@ -8,7 +8,7 @@ from label_scenes import make_batch, make_tables, random_batch
 
 from post_model.branches import LossSettings
 from post_model.branches.semantic import hardest, loss, set_loss
-from post_model.network import Post, Predictions, losses
+from post_model.network import Post, Predictions, losses, maps_of
 
 SETS = {0: {0, 3}, 1: {1}, 2: {2}, 3: {0, 1, 2}}  # and void: everything
 
@@ -16,7 +16,7 @@ SETS = {0: {0, 3}, 1: {1}, 2: {2}, 3: {0, 1, 2}}  # and void: everything
 def predicted(seed, number=4, classes=4, height=24, width=32):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(number, channels, height, width) for channels in (classes, 1, 2, 2)]
-    return Predictions(*(torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes), extra={})
+    return Predictions(*(torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes))
 
 
 def test_set_loss_of_one_pixel_by_hand():
@@ -88,7 +88,7 @@ def test_only_void_gives_no_loss_and_no_gradient():
         ("semantic", "center", "offset", "prev_offset"), (0.0, 0.0)
     )
     sum(total for total, _ in found.values()).backward()
-    assert all(map_.grad.abs().sum() == 0 for map_ in maps.maps().values())
+    assert all(map_.grad.abs().sum() == 0 for map_ in maps_of(maps).values())
 
 
 def test_regression_losses_by_hand():
@@ -96,7 +96,7 @@ def test_regression_losses_by_hand():
     classes, instances, prev = (torch.zeros(1, 4, 6, dtype=torch.int64) for _ in range(3))
     classes[0, 1:3, 2:4], instances[0, 1:3, 2:4], prev[0, 1:3, 0:2] = 1, 1, 1
     batch = make_batch(classes, instances, prev, prev_classes=(prev > 0).long())
-    zeros = Predictions(*(torch.zeros(1, channels, 4, 6) for channels in (4, 1, 2, 2)), extra={})
+    zeros = Predictions(*(torch.zeros(1, channels, 4, 6) for channels in (4, 1, 2, 2)))
     found = losses(zeros, batch, make_tables(SETS, 4), sigma=1.0)
     assert [x.item() for x in found["offset"]] == [4 * (0.5 + 0.5), 4]
     assert [x.item() for x in found["prev_offset"]] == [4 * 0.5 + 2 * (2.5 + 1.5), 4]
@@ -118,7 +118,7 @@ def test_a_batch_may_be_spread_in_any_way(seed, cut):
         # Each part gets a padding row that must not matter.
         padded = [torch.cat([field, field[:1] * (name != "weight")])
                   for name, field in zip(batch.__dataclass_fields__, fields, strict=True)]  # fmt: skip
-        maps = Predictions(*(torch.cat([map_[rows], map_[:1].detach() + 1]) for map_ in parts[:4]), extra={})
+        maps = Predictions(*(torch.cat([map_[rows], map_[:1].detach() + 1]) for map_ in parts[:4]))
         for name, (total, count) in losses(maps, type(batch)(*padded), tables).items():
             totals[name], counts[name] = totals.get(name, 0) + total, counts.get(name, 0) + count
     for name, (total, count) in losses(whole, batch, tables).items():

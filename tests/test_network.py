@@ -6,7 +6,7 @@ import torch
 from post_model.backbone import build_backbone
 from post_model.decoder import ASPP
 from post_model.layers import norm_layer
-from post_model.network import BRANCHES, Post
+from post_model.network import BRANCHES, Post, maps_of
 
 NAMES = ("small", "resnet18", "resnet50")
 
@@ -46,7 +46,7 @@ def test_the_last_stage_of_resnet50_is_dilated_with_a_multi_grid():
 def test_maps_have_the_size_of_the_image(model, height, width):
     with torch.inference_mode():
         found = model(images(1, height, width), images(1, height, width))
-    shapes = {name: tuple(value.shape) for name, value in found.maps().items()}
+    shapes = {name: tuple(value.shape) for name, value in maps_of(found).items()}
     assert shapes == {name: (1, channels, height, width) for name, channels in zip(BRANCHES, (5, 1, 2, 2), strict=True)}
 
 
@@ -63,8 +63,8 @@ def test_features_can_be_kept_for_the_next_frame(model):
     with torch.inference_mode():
         whole = model(now, prev)
         parts = model.heads(model.features(now), model.features(prev), (32, 64))
-    for name, value in whole.maps().items():
-        torch.testing.assert_close(parts.maps()[name], value)
+    for name, value in maps_of(whole).items():
+        torch.testing.assert_close(maps_of(parts)[name], value)
 
 
 def test_motion_reads_current_then_previous(model):
@@ -111,8 +111,8 @@ def test_samples_do_not_influence_each_other(model):
         both = model(now, prev)
         one = model(now[:1], prev[:1])
     model.eval()
-    for name, value in one.maps().items():
-        torch.testing.assert_close(both.maps()[name][:1], value, atol=1e-5, rtol=1e-4)
+    for name, value in maps_of(one).items():
+        torch.testing.assert_close(maps_of(both)[name][:1], value, atol=1e-5, rtol=1e-4)
 
 
 def test_arguments_build_the_same_network(model):
@@ -125,7 +125,7 @@ def test_arguments_build_the_same_network(model):
 def test_branches_may_be_left_out():
     model = Post(3, "small", branches=("semantic",), norm="group")
     assert list(model.decoders) == ["semantic"]
-    assert list(model(images(), images()).maps()) == ["semantic"]
+    assert list(maps_of(model(images(), images()))) == ["semantic"]
 
 
 def test_parameter_counts():
@@ -146,7 +146,7 @@ def test_dense_pyramid_and_window_of_any_size():
     ("arguments", "message"),
     [
         ({"backbone": "resnet9"}, "unknown backbone 'resnet9'; expected one of small, resnet18, resnet50"),
-        ({"norm": "auto"}, "unknown norm 'auto'; expected one of batch, sync, group"),
+        ({"norm": "auto"}, "unknown norm 'auto'; expected one of batch, sync, frozen, group"),
         ({"branches": ("semantic", "depth")}, "unknown branch 'depth'; a branch is a file of post_model/branches"),
         ({"num_classes": 0}, "num_classes must be positive, got 0"),
     ],

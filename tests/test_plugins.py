@@ -28,14 +28,14 @@ def loss(predicted, batch, tables, settings):
 
 USE = """
 import torch
-from post_model.network import Post
+from post_model.network import Post, maps_of
 from post_platform.config import load_config
 
 config = load_config(None, ["model.branches=[semantic,center,offset,depth]"])
 assert config.loss.depth == 0.25, config.loss
 assert load_config(None, ["model.branches=[semantic,center,offset,depth]", "loss.depth=3"]).loss.depth == 3
 model = Post(3, "small", branches=config.model.branches, norm="group")
-print({name: tuple(map_.shape) for name, map_ in model(torch.zeros(1, 3, 32, 48)).maps().items()})
+print({name: tuple(map_.shape) for name, map_ in maps_of(model(torch.zeros(1, 3, 32, 48))).items()})
 """
 
 

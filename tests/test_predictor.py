@@ -28,7 +28,7 @@ class Stub(torch.nn.Module):
         center = torch.zeros(1, 1, *size)
         center[0, 0, 7, x + 2] = 0.9  # where the mask's mean is, truncated
         offset = torch.stack([7 - yy, x + 2 - xx])[None].float()
-        return Predictions(semantic, center, offset, offset if prev_features else None, {})
+        return Predictions(semantic, center, offset, offset if prev_features else None)
 
 
 def image(x):

@@ -2,12 +2,21 @@ import json
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from post_model.network import Post
-from post_model.weights import load_backbone, load_model, read_card, save_model, save_weights
+from post_model.weights import (
+    load_backbone,
+    load_model,
+    open_foreign,
+    read_card,
+    read_foreign,
+    save_model,
+    save_weights,
+)
 
 NAMES, FLAGS = ("road", "car", "person"), (False, True, True)
 
@@ -16,7 +25,7 @@ NAMES, FLAGS = ("road", "car", "person"), (False, True, True)
 def saved(tmp_path):
     torch.manual_seed(0)
     model = Post(3, "small", norm="batch").to(memory_format=torch.channels_last)
-    model(torch.randint(0, 256, (2, 3, 32, 32)))  # moves the running means
+    model(torch.rand(2, 3, 32, 32) * 255)  # moves the running means
     save_model(tmp_path, model, NAMES, FLAGS)
     return tmp_path, model.eval()
 
@@ -24,7 +33,7 @@ def saved(tmp_path):
 def test_a_saved_model_comes_back(saved):
     folder, model = saved
     again, card = load_model(folder)
-    image = torch.randint(0, 256, (1, 3, 32, 32))
+    image = torch.rand(1, 3, 32, 32) * 255
     with torch.inference_mode():
         torch.testing.assert_close(again.eval()(image).semantic, model(image).semantic)
     assert (card.class_names, card.thing_flags) == (NAMES, FLAGS)
@@ -45,7 +54,8 @@ def test_a_model_that_does_not_fit_is_named(saved):
     state["branches.center.2.bias"] = torch.zeros(7)
     save_weights(folder / "model.safetensors", state)
     message = (
-        "unknown: branches.semantic.1.offset; missing: branches.semantic.1.bias; shape differs: branches.center.2.bias"
+        "unknown: branches.semantic.1.offset; missing: branches.semantic.1.bias; "
+        "shape differs: branches.center.2.bias is (7,), expected (1,)"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_model(folder)
@@ -94,10 +104,10 @@ def test_imagenet_weights_fill_the_backbone(tmp_path):
     with torch.inference_mode():
         stem = source.eval().maxpool(source.relu(source.bn1(source.conv1(image))))
         torch.testing.assert_close(model.eval().backbone(image)["res3"], source.layer2(source.layer1(stem)))
-    with pytest.raises(
-        ValueError, match=r"does not fit the network; unknown: bn1\.num_batches_tracked, bn1\.running_mean"
-    ):
+    with pytest.raises(ValueError, match=r"does not fit the network; unknown: backbone\.bn1\.num_batches_tracked"):
         load_backbone(Post(3, "resnet18", norm="group"), tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match=r"shape differs: backbone\.layer1\.0\.conv1\.weight is \(64, 64, 3, 3\)"):
+        load_backbone(Post(3, "resnet50"), tmp_path / "resnet18.pth")
 
 
 class Harmful:
@@ -105,13 +115,44 @@ class Harmful:
         return print, ("executed",)
 
 
-def test_a_pickle_is_never_executed(tmp_path, capsys):
-    file = tmp_path / "weights.pth"
-    for content in ({"conv1.weight": Harmful()}, {"conv1.weight": 1}):
-        torch.save(content, file)
-        with pytest.raises(ValueError, match=r"weights\.pth"):
-            load_backbone(Post(3, "resnet18"), file)
-    file.write_bytes(pickle.dumps(Harmful(), protocol=2))
-    with pytest.raises(ValueError, match=r"weights\.pth"):
-        load_backbone(Post(3, "resnet18"), file)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pkl"])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_never_executed(tmp_path, capsys, name, protocol):
+    file = tmp_path / name
+    arrays = {"conv1.weight": np.zeros(3, np.float32)}
+    for content in (Harmful(), {"model": arrays, "note": Harmful()}, {"model": {"a": np.array([Harmful()])}}):
+        file.write_bytes(pickle.dumps(content, protocol=protocol))
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read as plain weights: "):
+            read_foreign(file)
     assert capsys.readouterr().out == ""
+    pickle.loads(pickle.dumps(Harmful(), protocol=protocol))
+    assert capsys.readouterr().out == "executed\n", "the pickle above is harmful indeed"
+
+
+def test_what_a_file_of_pytorch_asks_for_is_named(tmp_path, capsys):
+    torch.save({"model": {"conv1.weight": Harmful()}}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth: .* it asks for \w*\.?print; nothing was executed"):
+        read_foreign(tmp_path / "weights.pth")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "weights.pkl: cannot be read as plain weights: damaged pickle: EOFError"),
+        (pickle.dumps({"a": np.zeros(9)})[:-20], "weights.pkl: cannot be read as plain weights: damaged pickle"),
+        (pickle.dumps([1, 2]), "weights.pkl: not a dictionary of tensors by name"),
+        (pickle.dumps({"model": {1: np.zeros(3)}}), "weights.pkl: not a dictionary of tensors by name"),
+        (
+            pickle.dumps({"model": {"conv1.weight": "text"}}),
+            "weights.pkl: conv1.weight is str, not an array of numbers",
+        ),
+        (pickle.dumps({"conv1.weight": np.zeros(3)}), "weights.pkl: no ResNet: it has conv1.weight"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, content, message):
+    (tmp_path / "weights.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_foreign(tmp_path / "weights.pkl")
+    with pytest.raises(ValueError, match=r"nowhere\.pth: cannot be read: No such file"):
+        open_foreign(tmp_path / "nowhere.pth")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torchvision.models.resnet as resnet
@@ -11,43 +11,75 @@ from torch import Tensor, nn
 from post_model.decoder import Widths
 from post_model.layers import ConvNorm, Norm, norm_layer
 
+STRIDE = 16  # of res5, the coarsest map
 Features = dict[str, Tensor]
+Block = type[resnet.BasicBlock] | type[resnet.Bottleneck]
 
 
 class ResNet(nn.Module):
     """ResNet body with output stride 16: the last stage is dilated instead of strided.
 
-    Parameter names are torchvision's, so its ImageNet weights load without a key map (all but `fc`). Bottlenecks of
-    the last stage take dilation 2 x multi-grid (1, 2, 4), basic blocks dilation 2.
+    Parameter names are torchvision's, so its ImageNet weights load without a key map (all but `fc`). The deep stem
+    (`resnet52`) has three 3x3 convolutions of 64, 64 and 128 channels instead of one 7x7 of 64: conv1 to conv3 and
+    bn1 to bn3. Bottlenecks of the last stage take dilation 2 x multi-grid (1, 2, 4), basic blocks dilation 2.
 
     Source: Panoptic-DeepLab's backbone (stride in the 3x3 convolution, res5 dilation 2, multi-grid 1, 2, 4).
     """
 
-    def __init__(self, block: type[resnet.BasicBlock | resnet.Bottleneck], layers: list[int], norm: Norm) -> None:
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, block: Block, numbers: Sequence[int], norm: Norm, deep_stem: bool = False) -> None:
         super().__init__()
-        body = resnet.ResNet(block, layers, norm_layer=norm_layer(norm))
-        self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
-        bottleneck = block is resnet.Bottleneck
+        make_norm = norm_layer(norm)
+        stem = [(3, 64, 3, 2), (64, 64, 3, 1), (64, 128, 3, 1)] if deep_stem else [(3, 64, 7, 2)]
+        self._stem = len(stem)
+        for index, (inputs, outputs, kernel, stride) in enumerate(stem, start=1):
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+            self.add_module(f"conv{index}", conv)
+            self.add_module(f"bn{index}", make_norm(outputs))
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        inputs = stem[-1][1]
+        for index, (planes, number, stride) in enumerate(zip((64, 128, 256, 512), numbers, (1, 2, 2, 1), strict=True)):
+            stage = _stage(block, inputs, planes, number, stride, make_norm)
+            self.add_module(f"layer{index + 1}", stage)
+            inputs = planes * block.expansion
         for index, unit in enumerate(self.layer4):
-            _dilate(unit, 2 * (1, 2, 4)[index] if bottleneck else 2)
+            _dilate(unit, 2 * (1, 2, 4)[index] if block is resnet.Bottleneck else 2)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.channels = {"res2": 64 * block.expansion, "res3": 128 * block.expansion, "res5": 512 * block.expansion}
 
     def forward(self, image: Tensor) -> Features:
         """(B, 3, H, W) normalised, H and W multiples of 16 -> res2, res3, res5."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        res2 = self.layer1(x)
+        x = image
+        for index in range(1, self._stem + 1):
+            x = self.get_submodule(f"bn{index}")(self.get_submodule(f"conv{index}")(x)).relu_()
+        res2 = self.layer1(self.maxpool(x))
         res3 = self.layer2(res2)
         return {"res2": res2, "res3": res3, "res5": self.layer4(self.layer3(res3))}
 
 
+def _stage(
+    block: Block, inputs: int, planes: int, number: int, stride: int, make_norm: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """Residual blocks of one resolution; the first one changes stride and width."""
+    outputs = planes * block.expansion
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(outputs))
+    first = block(inputs, planes, stride, shortcut, norm_layer=make_norm)
+    return nn.Sequential(first, *(block(outputs, planes, norm_layer=make_norm) for _ in range(number - 1)))
+
+
 def _dilate(unit: nn.Module, dilation: int) -> None:
-    """Remove the stride of a residual block and dilate its 3x3 convolutions, in place."""
+    """Dilate the 3x3 convolutions of a residual block, in place (torchvision's basic block takes no dilation)."""
     for module in unit.modules():
-        if isinstance(module, nn.Conv2d):
-            module.stride = (1, 1)
-            if module.kernel_size == (3, 3):
-                module.dilation = module.padding = (dilation, dilation)
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.dilation = module.padding = (dilation, dilation)
 
 
 class SmallNet(nn.Module):
@@ -95,6 +127,7 @@ _BACKBONES: dict[str, tuple[Callable[[Norm], Any], Widths]] = {
     "small": (SmallNet, _SMALL_WIDTHS),
     "resnet18": (lambda norm: ResNet(resnet.BasicBlock, [2, 2, 2, 2], norm), _RESNET_WIDTHS),
     "resnet50": (lambda norm: ResNet(resnet.Bottleneck, [3, 4, 6, 3], norm), _RESNET_WIDTHS),
+    "resnet52": (lambda norm: ResNet(resnet.Bottleneck, [3, 4, 6, 3], norm, deep_stem=True), _RESNET_WIDTHS),
 }
 BACKBONES = tuple(_BACKBONES)
 

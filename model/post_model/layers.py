@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
 
-Norm = Literal["batch", "sync", "group"]
+Norm = Literal["batch", "sync", "frozen", "group"]
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
     """Return the constructor channels -> normalisation layer.
 
-    Group normalisation has 16 channels to a group where they divide; batch and sync have the same parameter names.
+    Group normalisation has 16 channels to a group where they divide; batch, sync and frozen have the same parameter
+    names, so weights move freely between them.
 
     Raises: ValueError on an unknown name ("auto" is resolved by the trainer, which knows the ranks).
     """
@@ -23,7 +24,21 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
         return nn.BatchNorm2d
     if norm == "sync":
         return nn.SyncBatchNorm
+    if norm == "frozen":
+        return FrozenBatchNorm
     return lambda channels: nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels)
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that nothing changes: neither its statistics nor its scale and shift, also in training."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
 
 
 class ConvNorm(nn.Sequential):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from post_model.backbone import Features
 from post_model.fusion import Panoptic, fuse
-from post_model.network import Post
+from post_model.network import Post, maps_of
 from post_model.tracker import TrackerState, track
 
 Tracking = Literal["prev_offset", "iou", "none"]
@@ -106,7 +106,7 @@ class Predictor:
         features = self.model.features(image[None])
         motion = state is not None and self.tracking == "prev_offset"
         predicted = self.model.heads(features, state.features if state and motion else None, size)
-        maps = predicted.maps()
+        maps = maps_of(predicted)
         scores = self.class_scores(maps["semantic"][0])
         panoptic = fuse(
             scores, maps["center"][0].float(), maps["offset"][0], self.thing,

@@ -1,9 +1,10 @@
-"""Weights on disk: the model's part of a checkpoint, and ImageNet weights for backbones. No pickle is executed."""
+"""Weights on disk: the model's part of a checkpoint, and files of others. No pickle is executed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from post_model.backbone import STRIDE
+from post_model.foreign import foreign_names, from_backbone, from_detectron2
 from post_model.network import Post
+from post_model.pickles import read_arrays
+from post_model.state import check_fit, fill
 
+__all__ = [
+    "FORMAT", "ModelCard", "from_detectron2", "load_backbone", "load_model", "open_foreign", "read_card",
+    "read_foreign", "save_model", "save_weights",
+]  # fmt: skip
 FORMAT = "post-model/1"
 
 
@@ -40,7 +49,7 @@ def save_model(folder: Path, model: Post, class_names: Sequence[str], thing_flag
     (folder / "model.json").write_text(text + "\n", encoding="utf-8")
 
 
-def save_weights(file: Path, state: dict[str, Tensor]) -> None:
+def save_weights(file: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file, whatever their device and memory layout."""
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, file)
 
@@ -60,7 +69,7 @@ def load_model(folder: Path, weights: str = "model", device: str = "cpu") -> tup
         state = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
-    _fill(model, state, str(file))
+    fill(model, state, str(file))
     return model.to(device), card
 
 
@@ -86,37 +95,68 @@ def read_card(folder: Path) -> ModelCard:
     return card
 
 
+def read_foreign(file: Path) -> dict[str, Any]:
+    """Read tensors or arrays by name from a `.pkl` or `.pth` file of others, without executing anything in it.
+
+    Detectron2 keeps them under "model", beside the state of its optimiser.
+
+    Raises: ValueError naming the file, and what in it was refused.
+    """
+    try:
+        if file.suffix == ".pkl":
+            with file.open("rb") as stream:
+                content = read_arrays(stream)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
+    except Exception as error:
+        # torch raises many types for a damaged or unsafe file; all mean the same to the user.
+        raise ValueError(f"{file}: cannot be read as plain weights: {_reason(error)}") from error
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{file}: not a dictionary of tensors by name")
+    return dict(state)
+
+
+def open_foreign(
+    file: Path, train_size: Sequence[int] | None = None, size_divisibility: int = STRIDE
+) -> tuple[Post, dict[str, str]]:
+    """Build the network of a Detectron2 file, or a network without branches of a backbone's (also torchvision's).
+
+    Returns it with the file's name of each of its weights.
+
+    Raises: ValueError naming the file, and what in it was refused, is unknown, missing or of another shape.
+    """
+    state = read_foreign(file)
+    try:
+        if any(name.startswith(("backbone.", "sem_seg_head.", "ins_embed_head.")) for name in state):
+            model = from_detectron2(state, train_size, size_divisibility)
+        else:
+            model = from_backbone(state)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return model, foreign_names(model, state)
+
+
 def load_backbone(model: Post, file: Path) -> None:
-    """Fill the backbone with torchvision's ImageNet weights of the same ResNet (a local .pth file).
+    """Fill the backbone with ImageNet weights of the same ResNet, from a local file of torchvision or Detectron2.
 
     Raises: ValueError if the file cannot be read safely or its keys and shapes are not the backbone's.
     """
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises many types for a damaged or unsafe file; all mean the same to the user.
-        raise ValueError(f"{file}: cannot be read as plain weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file}: not a dictionary of tensors")
-    _fill(model.backbone, {name: value for name, value in state.items() if not name.startswith("fc.")}, str(file))
+    state = {name: value for name, value in open_foreign(file)[0].state_dict().items() if name.startswith("backbone.")}
+    own = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    check_fit(own, state, str(file))
+    model.load_state_dict(state, strict=False)
 
 
-def _check_counts(arguments: dict[str, Any], class_names: Sequence[str], thing_flags: Sequence[bool]) -> None:
+def _reason(error: Exception) -> str:
+    """The part of torch's long explanation that says what was refused."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it asks for {found[1]}; nothing was executed" if found else (str(error) or repr(error)).splitlines()[0]
+
+
+def _check_counts(arguments: Mapping[str, Any], class_names: Sequence[str], thing_flags: Sequence[bool]) -> None:
     expected = arguments["num_classes"]
     if not len(class_names) == len(thing_flags) == expected:
         raise ValueError(f"{len(class_names)} class names and {len(thing_flags)} thing flags for {expected} classes")
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load weights, or say by name which are unknown, missing or of another shape."""
-    own = module.state_dict()
-    problems = {
-        "unknown": sorted(set(state) - set(own)),
-        "missing": sorted(set(own) - set(state)),
-        "shape differs": sorted(name for name in set(own) & set(state) if own[name].shape != state[name].shape),
-    }
-    found = [f"{kind}: {', '.join(names[:5])}" + f" and {len(names) - 5} more" * (len(names) > 5)
-             for kind, names in problems.items() if names]  # fmt: skip
-    if found:
-        raise ValueError(f"{source} does not fit the network; {'; '.join(found)}")
-    module.load_state_dict(state)

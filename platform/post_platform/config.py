@@ -174,15 +174,16 @@ class DataConfig(Config):
 class ModelConfig(Config):
     """The network."""
 
-    backbone: Literal["small", "resnet18", "resnet50"] = Field(
+    backbone: Literal["small", "resnet18", "resnet50", "resnet52"] = Field(
         default="resnet50", description="`small` is fit for a CPU."
     )
     depthwise: bool = Field(default=True, description="Depthwise separable convolutions in the decoders.")
     branches: Annotated[tuple[str, ...], Listed, AfterValidator(_branches)] = Field(
         default=BRANCHES, description="Outputs; prev_offset (tracking) may be left out."
     )
-    norm: Literal["auto", "batch", "sync", "group"] = Field(
-        default="auto", description="Normalisation; auto: by the hardware."
+    norm: Literal["auto", "batch", "sync", "frozen", "group"] = Field(
+        default="auto",
+        description="Normalisation; auto: by the hardware; frozen: imported statistics stay as they are.",
     )
     classes: Literal["observed", "coco", "core", "all"] = Field(
         default="observed", description="Unified classes the model knows; observed: those the training shards contain."

@@ -18,10 +18,11 @@ WEIGHT = 0.01
 
 
 class Head(nn.Sequential):
-    """One fusion convolution and the predictor of (dy, dx)."""
+    """One separable or two dense convolutions, and the predictor of (dy, dx)."""
 
     def __init__(self, channels: int, num_classes: int, widths: Widths, depthwise: bool, norm: Norm) -> None:
-        super().__init__(fusion_conv(channels, widths.head, widths, depthwise, norm), predictor(widths.head, 2))
+        hidden = fusion_conv(channels, widths.head, widths, depthwise, norm, between=widths.center)
+        super().__init__(hidden, predictor(widths.head, 2))
 
 
 def loss(predicted: Tensor, batch: Batch, tables: LabelTables, settings: LossSettings) -> tuple[Tensor, Tensor]:

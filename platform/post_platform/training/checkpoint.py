@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from post_platform.errors import DataError
@@ -23,17 +23,26 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> P
     A kill at any moment leaves either the whole checkpoint or a folder without MANIFEST.json, which nothing reads.
     """
     final = folder / f"step_{step:08d}"
-    partial = folder / f".{final.name}.partial"
+    write_whole(final, write, {"step": step})
+    for old in whole(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def write_whole(final: Path, write: Callable[[Path], None], facts: Mapping[str, object]) -> dict[str, str]:
+    """Write a folder through `write(path)`, with a manifest of `facts` and every file's sha256, which are returned.
+
+    The folder appears under its name only when it is whole; one that stood there is replaced.
+    """
+    partial = final.parent / f".{final.name}.partial"
     for stale in (partial, final):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     write(partial)
     files = {path.name: sha256(path) for path in sorted(partial.iterdir())}
-    _write_durably(partial / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+    _write_durably(partial / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
     os.rename(partial, final)
-    for old in whole(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
+    return files
 
 
 def whole(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import torch
 
 from post_model.layers import Norm
 from post_model.network import Post
+from post_model.state import fill
 from post_model.weights import load_backbone, load_model, read_card
 from post_platform.config import RunConfig
 from post_platform.data.augment import Augmentation
@@ -71,7 +72,7 @@ class Job:
                 stored: Norm = read_card(source).arguments["norm"]
             except ValueError as error:
                 raise ConfigError(f"model.init_from: {error}") from error
-            return stored
+            return resolve_norm("auto", gpus_everywhere, local_batch, True) if stored in ("batch", "sync") else stored
         return resolve_norm(settings.norm, gpus_everywhere, local_batch, source is not None)
 
     def new_model(self, norm: Norm) -> Post:
@@ -85,24 +86,33 @@ class Job:
         model = Post(len(self.class_names), settings.backbone, settings.depthwise, settings.branches, norm)
         if settings.init_from:
             try:
-                self._initialise(model, Path(settings.init_from))
+                return self._initialised(model, Path(settings.init_from))
             except ValueError as error:
                 raise ConfigError(f"model.init_from: {error}") from error
         return model
 
-    def _initialise(self, model: Post, source: Path) -> None:
+    def _initialised(self, model: Post, source: Path) -> Post:
+        """The network with the weights of `source`, and how they pool and pad."""
         if source.is_file():
             load_backbone(model, source)
-            return
+            return model
         loaded, card = load_model(source)
+        if not loaded.arguments["branches"]:
+            fill(model.backbone, loaded.backbone.state_dict(), str(source))
+            return model
         if card.class_names != self.class_names:
             different = sorted(set(card.class_names) ^ set(self.class_names))
-            raise ValueError(f"{source} has other classes than this run; they differ in {', '.join(different[:5])}")
-        same_norm = loaded.state_dict().keys() == model.state_dict().keys()  # sync and batch hold the same weights
+            raise ValueError(
+                f"{source} has {len(card.class_names)} classes, this run {len(self.class_names)}; "
+                f"they differ in {', '.join(different[:5]) or 'their order'}"
+            )
+        same_norm = loaded.state_dict().keys() == model.state_dict().keys()  # all but group hold the same weights
         for name in ("backbone", "depthwise", "branches", *(() if same_norm else ("norm",))):
             if (got := loaded.arguments[name]) != (expected := model.arguments[name]):
                 raise ValueError(f"{source} is another network: its {name} is {got}, this run's {expected}")
+        model = Post(**{**loaded.arguments, "norm": model.arguments["norm"]})
         model.load_state_dict(loaded.state_dict())
+        return model
 
 
 def plan_of(config: RunConfig, train: tuple[Split, ...]) -> Plan:

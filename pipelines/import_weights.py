@@ -1,0 +1,60 @@
+"""Turn weights of Detectron2 (Panoptic-DeepLab, POST, backbones) or torchvision into a checkpoint, safely."""
+
+import argparse
+import json
+from pathlib import Path
+
+import _paths  # noqa: F401
+from post_platform.command import check_folder, run
+
+
+def size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python pipelines/import_weights.py model_final.pkl --out cityscapes --train-size 512x1024",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help=".pkl or .pth; nothing in it is executed")
+    parser.add_argument("--out", type=Path, metavar="C", help="checkpoint folder (default: the file's name)")
+    parser.add_argument(
+        "--train-size", type=size, metavar="HxW",
+        help="crop of the training, if the pyramid pools over it: 512x1024 for Detectron2's Cityscapes models",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size-divisibility", type=int, default=16, metavar="N",
+        help="images are padded to a multiple of N: 640 for Detectron2's COCO models (default: 16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", type=Path, metavar="F.txt",
+        help="a line `NAME thing` or `NAME stuff` for each class (default: Cityscapes' 19, or COCO's 133)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same: source, files, sha256")
+    arguments = parser.parse_args()
+
+    from post_platform.training.imported import open_network, published_classes, read_classes, save_imported
+
+    out = (arguments.out or Path(arguments.file.stem)).resolve()
+    check_folder(out.parent, "--out")
+    model, names = open_network(arguments.file, arguments.train_size, arguments.size_divisibility)
+    number = model.arguments["num_classes"]
+    classes = read_classes(arguments.classes, number) if arguments.classes else published_classes(number)
+    files = save_imported(out, arguments.file, model, names, classes)
+    facts = model.arguments
+    kind = "depthwise separable" if facts["depthwise"] else "dense"
+    parts = f"{kind}; {', '.join(facts['branches'])}" if facts["branches"] else "backbone for model.init_from"
+    print(f"{arguments.file.name}: {facts['backbone']}, {number} classes, {parts}")
+    print(f"{len(names)} weights, all found their place ({out / 'mapping.json'})")
+    for name, digest in files.items():
+        print(f"  {digest}  {name}")
+    print(f"checkpoint: {out}")
+    if arguments.json:
+        result = {"checkpoint": str(out), "arguments": facts, "weights": len(names), "sha256": files}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
