@@ -146,7 +146,7 @@ def test_unknown_key_names_the_one_that_was_meant(override, message):
         ),
         ("run.dir=s3://bucket/runs", "run.dir: must be a folder, one that every worker shares, got 's3://bucket/runs'"),
         ("data.decode_on=cluster", "data.decode_on: must be 'trainer', got 'cluster'"),
-        ("model.backbone=vgg", "model.backbone: must be 'small', 'resnet18' or 'resnet50', got 'vgg'"),
+        ("model.backbone=vgg", "model.backbone: must be 'small', 'resnet18', 'resnet50' or 'resnet52', got 'vgg'"),
         (
             "model.branches=semantic",
             "model.branches: must hold center, offset: a panoptic result needs semantic, center and offset, ",
