@@ -30,7 +30,7 @@ from post_model.branches.offset import offset_target
 from post_model.branches.prev_offset import motion_target
 from post_model.fusion import fuse
 from post_model.taxonomy import LabelTables
-from post_model.tracker import TrackerState, track
+from post_model.tracker import start, step
 from post_platform import render, toycity
 from post_platform.data.augment import Augmentation, Frame, augment
 from post_platform.datasets import reader
@@ -97,14 +97,15 @@ def batch_of(clip: Labelled) -> Batch:
 def tracks_of_truth(clip: Labelled) -> list[np.ndarray]:
     """Fusion and tracker at t-1 and t, fed with the targets instead of a network's output: two (H, W) maps of ids."""
     thing = torch.from_numpy(thing_table(load_contract("kitti_step")))
-    both, state, found = batch_of(clip), TrackerState(), []
+    both, state, found = batch_of(clip), start(), []
     motion, _ = motion_target(both.objects, both.prev_objects)
     frames = ((clip.prev, both.prev_objects, None), (clip.now, both.objects, motion[0]))
-    for frame, objects, step in frames:
+    for frame, objects, prev_offset in frames:
         classes = torch.from_numpy(np.where(frame.instances == UNIDENTIFIED, VOID, frame.classes))[None]
-        scores = torch.nn.functional.one_hot(classes[0].long(), 256).permute(2, 0, 1).float()
+        scores = torch.nn.functional.one_hot(classes.long(), 256).permute(0, 3, 1, 2).float()
         heat, (offset, _) = center_target(objects, SIGMA), offset_target(objects)
-        ids, state = track(fuse(scores, heat, offset[0], thing), step, state)
+        panoptic = fuse(scores, heat[:, None], offset, thing, normalized=True).image(0)
+        ids, state = step(panoptic, prev_offset, state)
         found.append(ids.numpy())
     return found
 

@@ -108,17 +108,17 @@ def convert_and_check(sources: dict[str, Path], root: Path) -> None:
 
 def draw(checkpoint: Path, splits: tuple, out: Path) -> None:
     """Write the overlay strip (one held-out frame per dataset) and an animation of a held-out sequence."""
+    from post_model.predictor import Predictor
     from post_platform import render
     from post_platform.labels import load_contract
-    from post_platform.training.evaluate import open_model, predictor_for, run_sequence, sequences
+    from post_platform.training.evaluate import run_sequence, sequences
     from post_platform.training.journal import triptych
 
-    model, card = open_model(checkpoint)
     rows, frames = [], []
     for split in splits:
         contract = load_contract(split.dataset)
         first = sequences([split])[0]
-        predictor = predictor_for(model, card.class_names, contract, "prev_offset")
+        predictor = Predictor.from_checkpoint(checkpoint, split.dataset)
         pictures = [picture for _, picture in run_sequence(predictor, contract, first)]
         rows.append(triptych(pictures[len(pictures) // 2], titles=not rows))
         if split.dataset == "kitti_step":

@@ -80,13 +80,14 @@ class Oracle:
         if contract.background is not None:
             self.index[0] = len(contract.classes)
 
-    def step(self, image, state):
+    def step(self, frames, states):
         truth = self.seen[-1]
-        assert image.shape == (3, *truth.classes.shape)
+        assert frames[0].shape == (*truth.classes.shape, 3)
         classes = self.index[truth.classes]
         objects = (truth.instances > 0) & (truth.instances < 65535)
         tracks = np.where(objects, classes * 70_000 + truth.instances, 0)
-        return SimpleNamespace(classes=torch.from_numpy(classes), tracks=torch.from_numpy(tracks)), (state or 0) + 1
+        found = SimpleNamespace(classes=torch.from_numpy(classes), tracks=torch.from_numpy(tracks))
+        return [found], [(states[0] or 0) + 1]
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def oracle(monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(evaluate, "read_frame", read)
-    monkeypatch.setattr(evaluate, "predictor_for", lambda model, names, contract, tracking: Oracle(contract, seen))
+    monkeypatch.setattr(evaluate, "projection_of", lambda contract, names: contract)
+    monkeypatch.setattr(evaluate, "Predictor", lambda model, contract, tracking: Oracle(contract, seen))
 
 
 def test_a_perfect_predictor_scores_one_on_every_dataset(toy_shards, oracle):

@@ -13,7 +13,6 @@ from post_platform.labels import (
     label_problem,
     load_contract,
     negative_centers,
-    projection,
     taxonomy,
     thing_table,
 )
@@ -81,14 +80,6 @@ def test_class_unknown_to_the_model_is_void():
 
 def test_background_that_excludes_every_name_is_void():
     assert allowed_sets(load_contract("kitti_mots"), ("person", "car"))[0].all()
-
-
-def test_projection_takes_primary_sets_only_and_is_disjoint():
-    contract = load_contract("kitti_mots")
-    rows = projection(contract, taxonomy().names)
-    assert [np.array(taxonomy().names)[row].tolist() for row in rows] == [["car"], ["person", "hand"]]
-    for name in available():
-        assert projection(load_contract(name), taxonomy().names).sum(0).max() == 1
 
 
 def test_negative_centers_need_proof():

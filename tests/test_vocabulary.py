@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from post_platform.errors import DataError
-from post_platform.labels import load_contract, taxonomy
-from post_platform.training.vocabulary import class_names, label_tables, thing_flags
+from post_platform.labels import available, load_contract, taxonomy
+from post_platform.training.vocabulary import class_names, label_tables, projection_of, projections, thing_flags
 
 
 def split(dataset, *native):
@@ -89,3 +89,29 @@ def test_a_stuff_label_proves_more_where_no_dataset_has_that_class_as_a_thing():
     bus = 15
     assert alone.negative[0, bus]
     assert not mixed.negative[0, bus], "COCO labels buses one by one, so one may stand here"
+
+
+def test_a_projection_takes_primary_sets_only_and_is_disjoint():
+    mots = projection_of(load_contract("kitti_mots"), taxonomy().names)
+    members = [[taxonomy().names[index] for index in row] for row in mots.members]
+    assert members == [["car"], ["person", "hand"]]
+    assert (mots.names, mots.things, mots.background, mots.fill_void) == (
+        ("car", "pedestrian"),
+        (True, True),
+        True,
+        False,
+    )
+    for name in available():
+        found = projection_of(load_contract(name), taxonomy().names)
+        assert found.matrix(len(taxonomy().names)).sum(0).max() == 1
+
+
+def test_a_projection_skips_classes_that_the_model_does_not_know():
+    step = projection_of(load_contract("kitti_step"), ("car", "crosswalk"))
+    assert {name: row for name, row in zip(step.names, step.members, strict=True) if row} == {"road": (1,), "car": (0,)}
+    assert step.fill_void, "STQ counts void as a mistake"
+
+
+def test_only_datasets_that_share_a_class_are_projected_to():
+    assert "kitti_mots" not in projections(("road",))
+    assert set(projections(taxonomy().names)) == set(available())

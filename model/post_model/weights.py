@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from post_model.foreign import foreign_names, from_backbone, from_detectron2
 from post_model.network import Post
 from post_model.pickles import read_arrays
 from post_model.state import check_fit, fill
+from post_model.taxonomy import Projection
 
 __all__ = [
     "FORMAT", "ModelCard", "from_detectron2", "load_backbone", "load_model", "open_foreign", "read_card",
@@ -29,14 +30,28 @@ FORMAT = "post-model/1"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a checkpoint says of its model: names and thing flags of its classes, and the arguments of `Post`."""
+    """What a checkpoint says of its model.
+
+    Attributes:
+        class_names: names of its classes.
+        thing_flags: which of them have instances.
+        arguments: those of `Post`.
+        datasets: what its classes are in the terms of datasets, by the name of the dataset.
+    """
 
     class_names: tuple[str, ...]
     thing_flags: tuple[bool, ...]
     arguments: dict[str, Any]
+    datasets: dict[str, Projection] = field(default_factory=dict)
 
 
-def save_model(folder: Path, model: Post, class_names: Sequence[str], thing_flags: Sequence[bool]) -> None:
+def save_model(
+    folder: Path,
+    model: Post,
+    class_names: Sequence[str],
+    thing_flags: Sequence[bool],
+    datasets: Mapping[str, Projection] | None = None,
+) -> None:
     """Write `model.safetensors` and `model.json`: all that `load_model` needs.
 
     Raises: ValueError if there is not one name and one flag to each class.
@@ -44,9 +59,10 @@ def save_model(folder: Path, model: Post, class_names: Sequence[str], thing_flag
     _check_counts(model.arguments, class_names, thing_flags)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "model.safetensors", model.state_dict())
-    card = ModelCard(tuple(class_names), tuple(bool(flag) for flag in thing_flags), model.arguments)
-    text = json.dumps({"format": FORMAT, **asdict(card)}, indent=1)
-    (folder / "model.json").write_text(text + "\n", encoding="utf-8")
+    flags = tuple(bool(flag) for flag in thing_flags)
+    content = asdict(ModelCard(tuple(class_names), flags, model.arguments, dict(datasets or {})))
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in {"format": FORMAT, **content}.items()]
+    (folder / "model.json").write_text("{\n " + ",\n ".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def save_weights(file: Path, state: Mapping[str, Tensor]) -> None:
@@ -86,7 +102,9 @@ def read_card(folder: Path) -> ModelCard:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{file}: not of the format {FORMAT}")
     try:
-        card = ModelCard(tuple(content["class_names"]), tuple(content["thing_flags"]), dict(content["arguments"]))
+        datasets = {name: _projection(facts) for name, facts in content.get("datasets", {}).items()}
+        names, flags = tuple(content["class_names"]), tuple(content["thing_flags"])
+        card = ModelCard(names, flags, dict(content["arguments"]), datasets)
         _check_counts(card.arguments, card.class_names, card.thing_flags)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: field {error} is missing or of the wrong type") from error
@@ -154,6 +172,14 @@ def _reason(error: Exception) -> str:
     """The part of torch's long explanation that says what was refused."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f"it asks for {found[1]}; nothing was executed" if found else (str(error) or repr(error)).splitlines()[0]
+
+
+def _projection(facts: Mapping[str, Any]) -> Projection:
+    """A projection from JSON, where tuples are lists."""
+    members = tuple(tuple(indices) for indices in facts["members"])
+    return Projection(
+        tuple(facts["names"]), tuple(facts["things"]), members, bool(facts["background"]), bool(facts["fill_void"])
+    )
 
 
 def _check_counts(arguments: Mapping[str, Any], class_names: Sequence[str], thing_flags: Sequence[bool]) -> None:

@@ -7,7 +7,6 @@ from post_platform.labels.sets import (
     label_problem,
     legal_classes,
     negative_centers,
-    projection,
     thing_table,
 )
 from post_platform.labels.taxonomy import VOID, Taxonomy, taxonomy
@@ -25,7 +24,6 @@ __all__ = [
     "legal_classes",
     "load_contract",
     "negative_centers",
-    "projection",
     "taxonomy",
     "thing_table",
 ]

@@ -29,14 +29,6 @@ def allowed_sets(contract: Contract, names: Sequence[str]) -> NDArray[np.bool_]:
     return table
 
 
-def projection(contract: Contract, names: Sequence[str]) -> NDArray[np.bool_]:
-    """The model's classes whose probability a native class collects in evaluation: its primary set; rows are disjoint.
-
-    Shape: (len(contract.classes), len(names)).
-    """
-    return np.stack([_members(entry.unified, names) for entry in contract.classes])
-
-
 def thing_table(contract: Contract) -> NDArray[np.bool_]:
     """True where the native class is a thing whose objects are labelled one by one in this dataset. Shape: (256,)."""
     table = np.zeros(256, dtype=bool)

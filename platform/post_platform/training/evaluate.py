@@ -18,10 +18,11 @@ from post_model.predictor import Predictor, Tracking
 from post_model.weights import ModelCard, load_model
 from post_platform.data.load import read_frame
 from post_platform.errors import DataError, PostError
-from post_platform.labels import Contract, load_contract, projection
+from post_platform.labels import Contract, load_contract
 from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.score import headline, score
 from post_platform.training import checkpoint
+from post_platform.training.vocabulary import projection_of
 
 if TYPE_CHECKING:
     from post_platform.shards.index import Split
@@ -80,21 +81,6 @@ def share_of(work: Sequence[Stretch], rank: int, world_size: int) -> list[Stretc
     return mine
 
 
-def predictor_for(model: Post, names: Sequence[str], contract: Contract, tracking: Tracking) -> Predictor:
-    """A predictor in a dataset's own classes: probabilities are summed over each class's primary set.
-
-    Where the dataset's headline score is STQ no pixel stays void: STQ counts predicted void as a class of IoU 0.
-    """
-    return Predictor(
-        model,
-        projection=torch.from_numpy(projection(contract, names)),
-        thing=torch.tensor([entry.has_instances for entry in contract.classes]),
-        background=contract.background is not None,
-        tracking=tracking,
-        fill_void=contract.headline == "STQ",
-    )
-
-
 def native_ids(contract: Contract) -> np.ndarray:
     """Native id of each class index that the predictor returns: the classes, then background (0), then void (255).
 
@@ -108,11 +94,9 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
     split = sequence.split
     rows = split.index.slice(sequence.start, sequence.stop - sequence.start).to_pylist()
     natives, state = native_ids(contract), None
-    device = next(predictor.model.parameters()).device
     for row in rows:
         truth = read_frame(split.folder, row, f"{row['sequence']}/{row['frame']:06d}")
-        image = torch.from_numpy(truth.image).permute(2, 0, 1).contiguous().to(device)
-        result, state = predictor.step(image, state)
+        (result,), (state,) = predictor.step([truth.image], [state])
         if not row["labelled"]:
             continue
         classes, tracks = natives[result.classes.cpu().numpy()], result.tracks.cpu().numpy()
@@ -135,7 +119,7 @@ def evaluate_share(
     try:
         for sequence in work:
             contract = load_contract(sequence.split.dataset)
-            predictor = predictor_for(model, names, contract, tracking)
+            predictor = Predictor(model, projection_of(contract, names), tracking)
             middle = (sequence.stop - sequence.start) // 2
             for number, (table, picture) in enumerate(run_sequence(predictor, contract, sequence)):
                 tables.append(table)

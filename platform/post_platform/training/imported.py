@@ -12,6 +12,7 @@ from post_model.weights import open_foreign, save_model
 from post_platform.errors import DataError, PostError
 from post_platform.labels import taxonomy
 from post_platform.training import checkpoint
+from post_platform.training.vocabulary import projections
 
 MAPPING = "mapping.json"
 # The unified class that each of Cityscapes' 19 training classes is, where it covers several the least specific one.
@@ -96,7 +97,7 @@ def save_imported(folder: Path, file: Path, model: Post, names: Mapping[str, str
     keys = [{"theirs": names[ours], "ours": ours, "shape": shape} for ours, shape in shapes.items()]
 
     def write(path: Path) -> None:
-        save_model(path, model, classes.names, classes.things)
+        save_model(path, model, classes.names, classes.things, projections(classes.names))
         (path / MAPPING).write_text(json.dumps({"source": source, "keys": keys}, indent=1) + "\n", encoding="utf-8")
 
     return checkpoint.write_whole(folder, write, {"imported": source})

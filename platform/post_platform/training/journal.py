@@ -19,6 +19,7 @@ from post_platform.training import checkpoint
 from post_platform.training.evaluate import Picture, Scores
 from post_platform.training.job import Job
 from post_platform.training.ledger import EMPTY, Ledger, Seen
+from post_platform.training.vocabulary import projections
 
 PROGRESS = "progress.json"
 HISTORY = "metrics.jsonl"
@@ -84,7 +85,7 @@ class Journal:
         config = self.job.config
 
         def write(folder: Path) -> None:
-            save_model(folder, model, self.job.class_names, self.job.thing_flags)
+            save_model(folder, model, self.job.class_names, self.job.thing_flags, projections(self.job.class_names))
             torch.save(optimizer.state_dict(), folder / "optimizer.pt")
             state = {
                 "step": step,

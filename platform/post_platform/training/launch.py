@@ -31,7 +31,7 @@ from post_platform.shards.index import Split, converted, read_split
 from post_platform.training import checkpoint
 from post_platform.training.job import Job, plan_of
 from post_platform.training.journal import PROGRESS
-from post_platform.training.vocabulary import class_names, thing_flags
+from post_platform.training.vocabulary import class_names, projections, thing_flags
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def save_untrained(job: Job, folder: Path) -> Path:
 
     workers, gpus = _workers(job.config)
     norm = job.norm(gpus, local_batch(job.config.train.global_batch, workers))
-    save_model(folder, job.new_model(norm), job.class_names, job.thing_flags)
+    save_model(folder, job.new_model(norm), job.class_names, job.thing_flags, projections(job.class_names))
     return folder
 
 

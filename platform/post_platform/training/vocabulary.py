@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from post_model.taxonomy import LabelTables
+from post_model.taxonomy import LabelTables, Projection
 from post_platform.errors import DataError
-from post_platform.labels import allowed_sets, load_contract, negative_centers, taxonomy, thing_table
+from post_platform.labels import (
+    Contract,
+    allowed_sets,
+    available,
+    load_contract,
+    negative_centers,
+    taxonomy,
+    thing_table,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from post_platform.shards.index import Split
@@ -56,6 +64,27 @@ def label_tables(splits: Sequence[Split], names: Sequence[str]) -> LabelTables:
         thing=torch.from_numpy(np.stack([thing_table(contract) for contract in contracts])),
         negative=torch.from_numpy(np.stack([negative_centers(contract, things) for contract in contracts])),
     )
+
+
+def projection_of(contract: Contract, names: Sequence[str]) -> Projection:
+    """What a model's classes are in a dataset: a native class collects the probability of its primary set.
+
+    Where the dataset's headline score is STQ no pixel stays void: STQ counts predicted void as a class of IoU 0.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    return Projection(
+        names=tuple(entry.name for entry in contract.classes),
+        things=tuple(entry.has_instances for entry in contract.classes),
+        members=tuple(tuple(place[name] for name in entry.unified if name in place) for entry in contract.classes),
+        background=contract.background is not None,
+        fill_void=contract.headline == "STQ",
+    )
+
+
+def projections(names: Sequence[str]) -> dict[str, Projection]:
+    """`projection_of` every dataset with a contract, some class of which the model knows."""
+    found = {name: projection_of(load_contract(name), names) for name in available()}
+    return {name: projection for name, projection in found.items() if any(projection.members)}
 
 
 def _observed(split: Split) -> list:
