@@ -77,6 +77,11 @@ def test_void_and_padding_are_not_counted():
     batch = make_batch(classes, torch.zeros_like(classes), weight=[1.0, 0.0])
     total, count = loss(torch.zeros(2, 4, 1, 4), batch, make_tables(SETS, 4), LossSettings(hard_fraction=1.0))
     assert count == 2
+    small = torch.tensor([[[1, 0, 0, 0]], [[0, 0, 0, 0]]])
+    batch = make_batch(classes, small, weight=[1.0, 0.0])
+    total3, count = loss(torch.zeros(2, 4, 1, 4), batch, make_tables(SETS, 4), LossSettings(hard_fraction=1.0))
+    assert count == 2
+    assert total3.item() == pytest.approx(2 * total.item()), "one of two pixels weighs 3"
     assert total.item() == pytest.approx(2 * math.log(4))
 
 
@@ -143,5 +148,7 @@ def test_every_parameter_learns_from_a_batch():
 def test_settings_are_checked():
     with pytest.raises(ValueError, match=r"hard_fraction must be in \(0, 1\], got 0"):
         LossSettings(hard_fraction=0)
+    with pytest.raises(ValueError, match=r"small_weight positive, got 4096, 0"):
+        LossSettings(small_weight=0)
     with pytest.raises(ValueError, match="sigma must be positive, got -1"):
         LossSettings(sigma=-1)

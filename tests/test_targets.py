@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_scenes import make_batch, make_tables, random_batch
+from post_scene import THINGS, make_scene
 
 from post_model.branches.center import center_target, center_weight
 from post_model.branches.offset import offset_target
 from post_model.branches.prev_offset import motion_target
+from post_model.branches.semantic import semantic_weight
 from post_model.objects import find_objects
 
 DATA = Path(__file__).parent / "data"
@@ -41,6 +43,39 @@ def test_targets_equal_the_reference(pair):
     assert np.array_equal(np.packbits(weight[0].numpy()), file["prev_weight"])
 
 
+def test_targets_of_a_large_street_equal_the_reference():
+    """Expected: Detectron2's target generator on the scene that the fusion tests use too."""
+    file = np.load(DATA / "target_scene_1024x2048_n20.npz")
+    scene, _ = make_scene(1024, 2048, 20, seed=2044)
+    scene = torch.from_numpy(scene)
+    batch = make_batch(
+        torch.where(scene >= 0, scene // 1000, 255)[None], torch.where(scene >= 0, scene % 1000, 0)[None]
+    )
+    assert sorted(batch.objects.center.tolist()) == sorted(file["center_points"].tolist())
+    heat = center_target(batch.objects, sigma=10)[0]
+    np.testing.assert_allclose(heat[::4, ::4], file["center"], atol=1e-7)
+    assert heat.double().sum().item() == pytest.approx(12525.551605781657)
+    offset, weight = offset_target(batch.objects)
+    assert np.array_equal(offset[0, :, ::16, ::16], file["offset_sub"])
+    assert offset.double().abs().sum().item() == pytest.approx(24105378.063307878)
+    assert weight.sum() == 309_493
+    tables = make_tables({c: {c} for c in range(19)}, 19, things=THINGS, negative=range(19))
+    assert center_weight(batch, tables).sum() == 1_973_244
+    assert semantic_weight(batch.objects, 4096, 3.0).sum() == 1024 * 2048, "no object is small"
+
+
+def test_small_objects_weigh_more_also_crowds():
+    """Areas 3 and 8, and a crowd of 3 pixels in two places; the other class's crowd is not small."""
+    classes, instances = maps(4, 8)
+    classes[0, 0, :3], instances[0, 0, :3] = 1, 4
+    classes[0, 1, :8], instances[0, 1, :8] = 1, 5
+    classes[0, 2, :2], instances[0, 2, :2] = 1, 65535
+    classes[0, 3, 7], instances[0, 3, 7] = 1, 65535
+    classes[0, 2, 2:7], instances[0, 2, 2:7] = 2, 65535
+    weight = semantic_weight(make_batch(classes, instances).objects, 5, 3.0)[0]
+    assert weight.tolist() == [[3] * 3 + [1] * 5, [1] * 8, [3] * 2 + [1] * 6, [1] * 7 + [3]]
+
+
 def test_an_object_is_a_pair_of_class_and_instance():
     classes, instances = maps(4, 8)
     classes[0, :2, :2], instances[0, :2, :2] = 1, 7
@@ -49,7 +84,9 @@ def test_an_object_is_a_pair_of_class_and_instance():
     classes[0, 2, :], instances[0, 2, :] = 255, 9  # nor is void
     objects = find_objects(classes.to(torch.uint8), instances.to(torch.int32), torch.ones(1, dtype=torch.bool))
     assert objects.center.tolist() == [[0.5, 0.5], [0.5, 4.5]]
-    assert len(objects.pixel) == 8
+    assert objects.area.tolist() == [4, 4]
+    owner = objects.paint(objects.owner)[0]
+    assert owner.tolist() == [[0, 0, 2, 2, 1, 1, 2, 2]] * 2 + [[2] * 8] * 2
 
 
 def test_offsets_lead_to_the_centre():

@@ -196,11 +196,9 @@ def test_no_identity_switch_with_perfect_maps(sequence):
             instances *= (classes == PERSON) | (classes == CAR)
             objects = find_objects(classes[None], instances[None], torch.ones(1, dtype=torch.bool))
             offset = motion_target(objects, prev)[0][0] if prev and mode == "prev_offset" else None
-            numbers = torch.zeros(classes.numel(), dtype=torch.int64)
-            numbers[objects.pixel] = objects.owner + 1
-            ids, state = step(panoptic(classes, numbers.view_as(classes)), offset, state)
-            keys, tracks = objects.key[objects.owner].tolist(), ids.flatten()[objects.pixel].tolist()
-            track_of = dict(zip(keys, tracks, strict=True))
+            number = objects.paint(objects.owner)[0]
+            ids, state = step(panoptic(classes, (number + 1) % (len(objects.key) + 1)), offset, state)
+            track_of = {key: int(ids[number == j][0]) for j, key in enumerate(objects.key.tolist())}
             count += sum(owner.get(key, now) != now for key, now in track_of.items())
             owner |= track_of
             prev = objects

@@ -198,6 +198,8 @@ class LossSettings(Config):
 
     hard_fraction: Number = Field(default=0.2, gt=0, le=1, description="Share of each sample's pixels, hardest first.")
     center_sigma: Positive = Field(default=8.0, description="Width of a centre's Gaussian, pixels of the crop.")
+    small_area: Weight = Field(default=4096, description="Objects below this many pixels of the crop are small.")
+    small_weight: Positive = Field(default=3.0, description="Weight of small objects' pixels in the semantic loss.")
 
 
 if TYPE_CHECKING:

@@ -29,10 +29,14 @@ class LossSettings:
     Attributes:
         hard_fraction: share of a sample's informative pixels, the hardest, that the semantic loss keeps; 1 = all.
         sigma: standard deviation in pixels of the Gaussian that marks a centre.
+        small_area: area in pixels below which an object is small.
+        small_weight: weight of the pixels of small objects in the semantic loss; 1 = that of any other.
     """
 
     hard_fraction: float = 0.2
     sigma: float = 8.0
+    small_area: float = 4096
+    small_weight: float = 3.0
 
     def __post_init__(self) -> None:
         """Refuse values that would make a loss silently empty.
@@ -43,6 +47,10 @@ class LossSettings:
             raise ValueError(f"hard_fraction must be in (0, 1], got {self.hard_fraction}")
         if self.sigma <= 0:
             raise ValueError(f"sigma must be positive, got {self.sigma}")
+        if self.small_area < 0 or self.small_weight <= 0:
+            raise ValueError(
+                f"small_area must not be negative and small_weight positive, got {self.small_area}, {self.small_weight}"
+            )
 
 
 class Branch(Protocol):

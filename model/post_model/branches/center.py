@@ -9,7 +9,7 @@ from post_model.batch import Batch
 from post_model.branches import LossSettings
 from post_model.decoder import Widths
 from post_model.layers import ConvNorm, Norm, predictor
-from post_model.objects import CROWD, Objects
+from post_model.objects import Objects
 from post_model.taxonomy import LabelTables
 
 DECODER = "instance"
@@ -46,7 +46,7 @@ def center_target(objects: Objects, sigma: float) -> Tensor:
         is not one object, makes no centre.
     """
     batch, height, width = objects.shape
-    reach = torch.arange(-int(3 * sigma + 1), int(3 * sigma + 1) + 1, device=objects.pixel.device)
+    reach = torch.arange(-int(3 * sigma + 1), int(3 * sigma + 1) + 1, device=objects.key.device)
     bell = torch.exp(-(reach[:, None] ** 2 + reach**2) / (2 * sigma**2)).float()
     y = (objects.center[:, 0].round().long()[:, None] + reach)[:, :, None]
     x = (objects.center[:, 1].round().long()[:, None] + reach)[:, None, :]
@@ -66,7 +66,6 @@ def center_weight(batch: Batch, tables: LabelTables) -> Tensor:
 
     Shape: -> (B, H, W) bool.
     """
-    rows = torch.arange(len(batch.dataset), device=batch.dataset.device)[:, None, None]
-    sure = tables.negative[batch.dataset][rows, batch.classes.long()] & (batch.instances != CROWD)
-    sure.view(-1)[batch.objects.pixel] = True
-    return sure
+    objects = batch.objects
+    negative = tables.negative[batch.dataset[objects.run_sample], objects.native]
+    return objects.paint((negative & ~objects.crowd) | (objects.owner < len(objects.key)))

@@ -41,17 +41,23 @@ def offset_target(objects: Objects) -> tuple[Tensor, Tensor]:
     Shape: -> offset (B, 2, H, W) float32, weight (B, H, W) bool; both 0 outside objects.
     Units: pixels of the crop, (dy, dx), added to the pixel's own (y, x).
     """
-    return aim(objects, objects.center[objects.owner], torch.ones_like(objects.pixel, dtype=torch.bool))
+    return aim(objects, objects.center, torch.ones_like(objects.key, dtype=torch.bool))
 
 
 def aim(objects: Objects, goal: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Paint, on the object pixels where `known`, the offset to their `goal`.
+    """Paint, on the objects where `known`, each pixel's offset to the `goal` of its object.
 
-    Shape: goal (P, 2) float64, known (P,) bool -> offset (B, 2, H, W) float32, weight (B, H, W) bool.
+    Shape: goal (N, 2) float64, known (N,) bool -> offset (B, 2, H, W) float32, weight (B, H, W) bool.
     """
     batch, height, width = objects.shape
-    offset = torch.zeros(batch * height * width, 2, device=goal.device)
-    weight = torch.zeros(batch * height * width, dtype=torch.bool, device=goal.device)
-    offset[objects.pixel] = ((goal - objects.position()) * known[:, None]).float()
-    weight[objects.pixel] = known
-    return offset.view(batch, height, width, 2).permute(0, 3, 1, 2), weight.view(objects.shape)
+    offset = torch.empty(2, batch * height, width, device=goal.device)
+    weight = torch.empty(batch * height, width, dtype=torch.bool, device=goal.device)
+    # Differences are taken in float64, as the reference takes them. A run lies in one row.
+    chosen = objects.of_runs(known, False)
+    vertical = ((objects.of_runs(goal[:, 0], 0) - objects.y) * chosen).float()
+    columns = torch.arange(width, dtype=torch.float64, device=goal.device)
+    for rows, (down, center, inside) in objects.strips(vertical, objects.of_runs(goal[:, 1], 0), chosen):
+        offset[0, rows], weight[rows] = down, inside
+        torch.sub(center, columns, out=offset[1, rows])
+        offset[1, rows].masked_fill_(~inside, 0)
+    return offset.view(2, batch, height, width).transpose(0, 1), weight.view(batch, height, width)

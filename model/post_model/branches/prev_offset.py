@@ -38,9 +38,8 @@ def motion_target(now: Objects, prev: Objects) -> tuple[Tensor, Tensor]:
     Source: POST's previous-offset target. Deviation: the reference lets the *current* mask leak into the weight from
         the second object on; here only pixels of t-1 count.
     """
-    if len(now.key) == 0:
-        goal = torch.zeros(len(prev.pixel), 2, dtype=torch.float64, device=prev.pixel.device)
-        return aim(prev, goal, torch.zeros_like(prev.pixel, dtype=torch.bool))
-    partner = torch.searchsorted(now.key, prev.key).clamp_(max=len(now.key) - 1)
-    stays = now.key[partner] == prev.key
-    return aim(prev, now.center[partner][prev.owner], stays[prev.owner])
+    partner = torch.searchsorted(now.key, prev.key)
+    # One more key, equal to none, so that every place exists.
+    stays = torch.cat([now.key, now.key.new_tensor([-1])])[partner] == prev.key
+    goal = torch.cat([now.center, now.center.new_zeros(1, 2)])[partner]
+    return aim(prev, goal, stays)

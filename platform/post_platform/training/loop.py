@@ -62,7 +62,11 @@ class Worker:
         self.config = job.config
         self.plan = job.plan()
         self.tables = label_tables(job.train, job.class_names).to(device)
-        self.loss_settings = {"hard_fraction": self.config.loss.hard_fraction, "sigma": self.config.loss.center_sigma}
+        loss = self.config.loss
+        self.loss_settings = {
+            "hard_fraction": loss.hard_fraction, "sigma": loss.center_sigma,
+            "small_area": loss.small_area, "small_weight": loss.small_weight,
+        }  # fmt: skip
         self.messages: Any = dist.new_group(backend="gloo")  # Python objects, on GPU runs too
         newest = checkpoint.latest(job.checkpoints)
         if newest:
