@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from label_scenes import make_batch, make_tables, random_batch
 from post_model.branches import LossSettings
 from post_model.branches.semantic import hardest, loss, set_loss
 from post_model.network import Post, Predictions, losses, maps_of
+from post_model.taxonomy import LabelTables
 
 SETS = {0: {0, 3}, 1: {1}, 2: {2}, 3: {0, 1, 2}}  # and void: everything
 
@@ -143,6 +145,46 @@ def test_every_parameter_learns_from_a_batch():
     found = losses(model(noise, noise.flip(0)), batch, make_tables(SETS, 4, (1, 2), (1, 2)))
     sum(total / count for total, count in found.values()).backward()
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_order_of_datasets_changes_nothing(seed):
+    """The same clips and contracts, listed in another order: the same totals, counts and gradients, bit for bit."""
+    tables = [make_tables({c: {(c + d) % 4} for c in range(3)}, 4, things=(1, 2), negative=(d,)) for d in range(3)]
+    of_sample = torch.randint(0, 3, (4,), generator=torch.Generator().manual_seed(seed))
+    results = []
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        place = torch.tensor([order.index(d) for d in range(3)])
+        batch = dataclasses.replace(random_batch(seed), dataset=place[of_sample])
+        listed = LabelTables(*(torch.cat([getattr(tables[d], name) for d in order])
+                               for name in ("allowed", "thing", "negative")))  # fmt: skip
+        maps = predicted(seed)
+        found = losses(maps, batch, listed)
+        sum(total for total, _ in found.values()).backward()
+        results.append([*(value for pair in found.values() for value in pair), *(map_.grad for map_ in maps)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("classes", [4, 211])
+def test_set_loss_works_through_pieces(classes, monkeypatch):
+    """A sample of several pieces gives what a single piece gives."""
+    from post_model.branches import semantic
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 9, 11, generator=generator)
+    labels = torch.randint(0, classes, (2, 9, 11), generator=generator, dtype=torch.uint8)
+    allowed = torch.rand(2, 256, classes, generator=generator) < 0.5
+    results = []
+    for size in (1 << 20, 7 * classes):
+        monkeypatch.setitem(semantic._SCORES_AT_ONCE, "cpu", size)
+        ours = logits.clone().requires_grad_()
+        value = set_loss(ours, labels, allowed)
+        (value * torch.arange(99).view(9, 11)).sum().backward()
+        results.append((value.detach(), ours.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_settings_are_checked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from post_model.taxonomy import LabelTables
 DECODER = "semantic"
 SCALE = 1
 WEIGHT = 1.0
+_SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}  # float32 logits copied at a time: a CPU's fit a cache
 
 
 class Head(nn.Sequential):
@@ -83,7 +85,7 @@ def hardest(values: Tensor, among: Tensor, fraction: float) -> Tensor:
 
 
 class _SetLoss(torch.autograd.Function):
-    """Keeps two maps per sample instead of a second copy of the logits, and works through the batch by sample.
+    """Keeps two maps per sample instead of a second copy of the logits, and works through the batch piece by piece.
 
     The gradient is softmax(z) - softmax(z restricted to S), computed only for pixels that mining kept.
     """
@@ -92,10 +94,11 @@ class _SetLoss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, classes: Tensor, allowed: Tensor) -> Tensor:
         total = torch.empty(classes.shape, dtype=torch.float32, device=logits.device)
         inside = torch.empty_like(total)
-        for sample, z in enumerate(logits):
-            rows, outside = _rows(z).float(), ~allowed[sample].index_select(0, classes[sample].flatten().int())
-            total[sample] = rows.logsumexp(1).view(classes.shape[1:])
-            inside[sample] = rows.masked_fill(outside, -torch.inf).logsumexp(1).view(classes.shape[1:])
+        for sample, piece in _pieces(logits):
+            rows = _rows(logits[sample])[piece].float()
+            outside = ~allowed[sample].index_select(0, classes[sample].view(-1)[piece].int())
+            total[sample].view(-1)[piece] = rows.logsumexp(1)
+            inside[sample].view(-1)[piece] = rows.masked_fill(outside, -torch.inf).logsumexp(1)
         ctx.save_for_backward(logits, classes, allowed, total, inside)
         return torch.where(inside == -torch.inf, 0.0, (total - inside).clamp_(min=0))
 
@@ -104,15 +107,24 @@ class _SetLoss(torch.autograd.Function):
         logits, classes, allowed, total, inside = ctx.saved_tensors
         upstream = torch.where(inside == -torch.inf, 0.0, gradients[0])
         result = torch.zeros_like(logits)
-        for sample, z in enumerate(logits):
-            kept = upstream[sample].flatten().nonzero().squeeze(1)
-            rows = _rows(z).index_select(0, kept).float()
-            outside = ~allowed[sample].index_select(0, classes[sample].flatten()[kept].int())
-            within = (rows - inside[sample].flatten()[kept, None]).exp_().masked_fill_(outside, 0.0)
-            rows = (rows - total[sample].flatten()[kept, None]).exp_().sub_(within)
-            rows *= upstream[sample].flatten()[kept, None]
+        for sample, piece in _pieces(logits):
+            kept = piece.start + upstream[sample].view(-1)[piece].nonzero().squeeze(1)
+            rows = _rows(logits[sample]).index_select(0, kept).float()
+            outside = ~allowed[sample].index_select(0, classes[sample].view(-1)[kept].int())
+            within = (rows - inside[sample].view(-1)[kept, None]).exp_().masked_fill_(outside, 0.0)
+            rows = (rows - total[sample].view(-1)[kept, None]).exp_().sub_(within)
+            rows *= upstream[sample].view(-1)[kept, None]
             _rows(result[sample])[kept] = rows.to(result.dtype)
         return result, None, None
+
+
+def _pieces(logits: Tensor) -> Iterator[tuple[int, slice]]:
+    """Cut the pixels of each sample so that a float32 copy of a piece's logits stays small."""
+    batch, channels, height, width = logits.shape
+    size = max(1, _SCORES_AT_ONCE.get(logits.device.type, 1 << 25) // channels)
+    for sample in range(batch):
+        for start in range(0, height * width, size):
+            yield sample, slice(start, min(start + size, height * width))
 
 
 def _rows(z: Tensor) -> Tensor:

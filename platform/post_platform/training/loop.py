@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -137,15 +137,8 @@ class Worker:
             group["lr"] = learning_rate(config.optim, self.step, config.train.steps)
         with self._autocast():
             predictions: Predictions = self.network(batch.image, batch.prev_image)
-        branches = losses(predictions, batch, self.tables, **self.loss_settings)
-        totals = torch.stack([total for total, _ in branches.values()])
-        counts = torch.stack([count.detach().to(totals.dtype) for _, count in branches.values()])
-        sums = torch.stack([totals.detach(), counts])
-        dist.all_reduce(sums)
-        weights = totals.new_tensor([getattr(config.loss, name) for name in branches])
-        # DDP averages gradients over ranks; dividing by the global count and multiplying by the ranks makes a batch's
-        # gradient independent of how its rows are spread.
-        loss = (weights * totals / sums[1].clamp(min=1)).sum() * self.world_size
+        found = losses(predictions, batch, self.tables, **self.loss_settings)
+        loss, values = global_loss(found, {name: getattr(config.loss, name) for name in found})
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.optim.clip:
@@ -153,8 +146,7 @@ class Worker:
         self.optimizer.step()
         rows = zip(samples.position.tolist(), samples.key, samples.weight.tolist(), strict=True)
         self.seen += [(self.step + 1, (position, key)) for position, key, weight in rows if weight > 0]
-        means = sums[0] / sums[1].clamp(min=1)
-        return {**dict(zip(branches, means, strict=True)), "total": (weights * means).sum()}
+        return values
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.config.train.precision
@@ -195,6 +187,28 @@ class Worker:
         if self.journal:
             self.journal.commit(self.step, [item for part in found for item in part], self.model, self.optimizer)
         dist.barrier(group=self.messages)
+
+
+def global_loss(
+    found: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, float]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return what this rank minimises, and each branch's mean loss over all ranks, with their weighted "total".
+
+    DDP averages gradients over ranks; dividing by the global count and multiplying by the ranks makes a batch's
+    gradient independent of how its rows are spread.
+
+    Args:
+        found: (total, count) of each branch on this rank, of `post_model.network.losses`.
+        weights: `loss.<branch>`.
+    """
+    totals = torch.stack([total for total, _ in found.values()])
+    counts = torch.stack([count.detach().to(totals.dtype) for _, count in found.values()])
+    factors = totals.new_tensor([weights[name] for name in found])
+    sums = torch.stack([totals.detach(), counts])
+    dist.all_reduce(sums)
+    loss = (factors * totals / sums[1].clamp(min=1)).sum() * dist.get_world_size()
+    means = sums[0] / sums[1].clamp(min=1)
+    return loss, {**dict(zip(found, means, strict=True)), "total": (factors * means).sum()}
 
 
 def to_batch(samples: Samples, device: torch.device) -> Batch:
