@@ -135,12 +135,12 @@ def find_centers(
     # The rank of each peak in its image: sorted by image, within it by heat, within that by position.
     order = center.flatten()[peak].argsort(descending=True, stable=True)
     order = order[sample[order].argsort(stable=True)]
-    place = torch.arange(len(peak), device=peak.device)
+    place = torch.arange(peak.shape[0], device=peak.device)
     rank = torch.empty_like(place).scatter_(0, order, place) - _first_of_each(sample, batch)[sample]
     sample, position = sample[rank < top_k], position[rank < top_k]
     number = _count(sample, batch)
     slots = top_k if torch.compiler.is_compiling() else int(number.max())
-    row = torch.arange(len(sample), device=peak.device) - _first_of_each(sample, batch)[sample]
+    row = torch.arange(sample.shape[0], device=peak.device) - _first_of_each(sample, batch)[sample]
     centers = torch.zeros(batch, slots, 2, dtype=torch.int64, device=peak.device)
     centers[sample, row] = torch.stack([*_divide(position, width)], 1)
     return centers, number
@@ -291,7 +291,7 @@ def _compact(table: Tensor, ids: Tensor, empty: int) -> Tensor:
 
 def _stuff(classes: Tensor, thing: Tensor, stuff_area: float) -> Tensor:
     """Make things and stuff of a small area void (-1): (B, H, W) int32."""
-    batch, num_classes = len(classes), len(thing)
+    batch, num_classes = classes.shape[0], len(thing)
     key = classes.flatten(1) + torch.arange(batch, device=classes.device, dtype=torch.int32)[:, None] * num_classes
     areas = _count(key.flatten().long(), batch * num_classes).view(batch, num_classes)
     names = torch.arange(num_classes, dtype=torch.int32, device=classes.device)

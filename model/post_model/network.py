@@ -115,8 +115,9 @@ class Post(nn.Module):
         if prev_image is None or "motion" not in self.decoders:
             return self.heads(self.features(image), None, size)
         both = self.features(torch.cat([image, prev_image]))
-        now = {name: value[: len(image)] for name, value in both.items()}
-        prev = {name: value[len(image) :] for name, value in both.items()}
+        batch = image.shape[0]  # `len` would fix the size of an exported network
+        now = {name: value[:batch] for name, value in both.items()}
+        prev = {name: value[batch:] for name, value in both.items()}
         return self.heads(now, prev, size)
 
     def features(self, image: Tensor) -> Features:
