@@ -5,12 +5,7 @@ import json
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import check_folder, run
-
-
-def size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return int(height), int(width)
+from post_platform.command import check_folder, image_size, run
 
 
 def main() -> None:
@@ -21,7 +16,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help=".pkl or .pth; nothing in it is executed")
     parser.add_argument("--out", type=Path, metavar="C", help="checkpoint folder (default: the file's name)")
     parser.add_argument(
-        "--train-size", type=size, metavar="HxW",
+        "--train-size", type=image_size, metavar="HxW",
         help="crop of the training, if the pyramid pools over it: 512x1024 for Detectron2's Cityscapes models",
     )  # fmt: skip
     parser.add_argument(

@@ -27,6 +27,20 @@ def check_folder(folder: Path, flag: str) -> None:
         ) from error
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Read `HxW`, as an argument's type.
+
+    Raises: ValueError, which argparse turns into wrong usage.
+    """
+    height, width = (int(side) for side in text.lower().split("x"))
+    if min(height, width) < 1:
+        raise ValueError(text)
+    return height, width
+
+
+image_size.__name__ = "HxW"  # what argparse calls it: "invalid HxW value"
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; a PostError becomes `error: ...` (and its hint) on stderr and exit code 1.
 
