@@ -71,9 +71,9 @@ def step(
        nearest to where it points, if that is near enough; the overlap of a track and an instance is the IoU of the
        track's pixels and the instance's votes, both of t-1, so the object may move any distance. Without it, the
        overlap is the plain IoU of the two frames' masks (the baseline).
-    2. Tracks lost up to `memory` frames ago: the IoU of their last mask, moved on at their velocity.
-    3. The same tracks, whose full view, moved on, holds at least `min_inside` of an instance: what comes out from
-       behind an obstacle is often another part than the one that was seen last.
+    2. Tracks seen up to `memory` frames ago: the IoU of their last mask, moved on at their velocity.
+    3. The same, whose full view, moved on, holds at least `min_inside` of an instance: what comes out from behind an
+       obstacle is often another part than the one that was seen last.
 
     No id is given twice in a video, and a frame without objects forgets nothing.
 
@@ -97,7 +97,6 @@ def step(
     possible = state.classes[:, None] == panoptic.instance_classes
     _assign(overlap * (possible & recent[:, None]), min_overlap, partner)
 
-    possible &= ~recent[:, None]
     moved = (state.velocity * (frame - state.seen)[:, None]).round().long()
     overlap = _iou(*_under(state.pixels, state.counts, moved, panoptic), panoptic)
     _assign(overlap * possible, min_overlap, partner)
