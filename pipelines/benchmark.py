@@ -53,8 +53,6 @@ def main() -> None:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         things, name = [index >= arguments.classes * 3 // 5 for index in range(arguments.classes)], arguments.backbone
-    if arguments.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     height, width = arguments.size
     where = torch.cuda.get_device_name(device) if device != "cpu" else f"cpu, {torch.get_num_threads()} threads"
     choices = [text for flag, text in (
@@ -62,9 +60,8 @@ def main() -> None:
         (arguments.compile, "compiled"),
     ) if flag]  # fmt: skip
     print(f"{name}, {height}x{width}, {arguments.objects} objects, {', '.join([where, *choices])}", flush=True)
-    speed = measure(
-        model, things, arguments.size, arguments.objects, arguments.repeats, arguments.bf16, arguments.compile
-    )
+    how = {"bf16": arguments.bf16, "channels_last": arguments.channels_last, "compiled": arguments.compile}
+    speed = measure(model, things, arguments.size, arguments.objects, arguments.repeats, **how)
     network = speed.median("backbone") + speed.median("heads")
     for part in (*PARTS, "total"):
         seconds = speed.median(part)

@@ -8,7 +8,7 @@ from post_model.decoder import ASPP
 from post_model.layers import norm_layer
 from post_model.network import BRANCHES, Post, maps_of
 
-NAMES = ("small", "resnet18", "resnet50")
+NAMES = ("small", "resnet18", "resnet50", "resnet52")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,9 @@ def test_features_have_the_promised_strides_and_channels(name):
     }
 
 
-def test_the_last_stage_of_resnet50_is_dilated_with_a_multi_grid():
-    backbone, _ = build_backbone("resnet50", "batch")
+@pytest.mark.parametrize("name", ["resnet50", "resnet52"])
+def test_the_last_stage_is_dilated_with_a_multi_grid(name):
+    backbone, _ = build_backbone(name, "batch")
     assert [unit.conv2.dilation[0] for unit in backbone.layer4] == [2, 4, 8]
     assert backbone.layer4[0].conv2.stride == backbone.layer4[0].downsample[0].stride == (1, 1)
     assert backbone.layer3[0].conv2.stride == (2, 2)
@@ -129,12 +130,20 @@ def test_branches_may_be_left_out():
 
 
 def test_parameter_counts():
-    """R50 has POST's decoders: 36,132,938 parameters in the reference, of which its deeper stem is 150,247 more."""
-    count = {name: sum(p.numel() for p in Post(133, name, norm="batch").parameters()) for name in ("small", "resnet50")}
+    """POST with the deep stem has 36,132,938 parameters in the reference."""
+    count = {name: sum(p.numel() for p in Post(133, name, norm="batch").parameters()) for name in ("small", "resnet52")}
     assert count["small"] < 1_000_000
-    stem = (3 * 64 * 9 + 64 * 64 * 9 + 64 * 128 * 9 + 2 * (64 + 64 + 128)) - (3 * 64 * 49 + 2 * 64)
-    entry = 64 * (64 + 256)  # 64 more channels enter the first block's two 1x1 convolutions
-    assert count["resnet50"] + stem + entry == 36_132_938
+    assert count["resnet52"] == 36_132_938
+
+
+def test_frozen_statistics_never_move():
+    torch.manual_seed(0)
+    layer = norm_layer("frozen")(4).train()
+    assert not layer.training
+    before = layer(torch.randn(2, 4, 3, 3))
+    assert torch.equal(layer.running_mean, torch.zeros(4))
+    assert not before.requires_grad
+    assert layer.state_dict().keys() == norm_layer("batch")(4).state_dict().keys()
 
 
 def test_dense_pyramid_and_window_of_any_size():
@@ -149,11 +158,65 @@ def test_dense_pyramid_and_window_of_any_size():
         ({"norm": "auto"}, "unknown norm 'auto'; expected one of batch, sync, frozen, group"),
         ({"branches": ("semantic", "depth")}, "unknown branch 'depth'; a branch is a file of post_model/branches"),
         ({"num_classes": 0}, "num_classes must be positive, got 0"),
+        ({"size_divisibility": 24}, "size_divisibility must be a multiple of 16, got 24"),
+        ({"train_size": (500, 1000)}, r"train_size must be \(H, W\), multiples of 16, got \(500, 1000\)"),
+        ({"train_size": (512,)}, r"train_size must be \(H, W\), multiples of 16, got \(512,\)"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Post(**{"num_classes": 3, "backbone": "small", "norm": "group", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(3, 32, 64), r"image is \(3, 32, 64\); expected \(B, 3, H, W\)"),
+        (torch.zeros(1, 4, 32, 64), r"image is \(1, 4, 32, 64\); expected \(B, 3, H, W\)"),
+        (torch.zeros(1, 32, 64, 3), r"image is \(1, 32, 64, 3\); expected \(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 0, 64), r"image is \(1, 3, 0, 64\); expected \(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 32, 64, dtype=torch.int64), r"image is torch\.int64; expected uint8 or float"),
+        (torch.zeros(1, 3, 32, 64, dtype=torch.bool), r"image is torch\.bool; expected uint8 or float"),
+    ],
+)
+def test_a_wrong_image_is_named(model, image, message):
+    for arguments in ((image,), (image, image)):
+        with pytest.raises(ValueError, match=message):
+            model(*arguments)
+
+
+def test_a_previous_image_of_another_size_is_named(model):
+    with pytest.raises(ValueError, match=r"prev_image is \(2, 3, 32, 48\), image is \(2, 3, 32, 64\); they must agree"):
+        model(images(), images(width=48))
+    both = model(images(), images(seed=1).float())
+    torch.testing.assert_close(both.prev_offset, model(images(), images(seed=1)).prev_offset)
+
+
+def test_images_are_padded_to_a_multiple_and_cropped_back():
+    """Padding to 64 or to 16 differs only by the zeros that the pyramid's mean and borders see."""
+    torch.manual_seed(0)
+    model = Post(3, "small", norm="group", size_divisibility=64).eval()
+    padded = torch.nn.functional.pad(images(1, 20, 30).float() - model.mean, (0, 34, 0, 44)) + model.mean
+    with torch.inference_mode():
+        small, large = model(images(1, 20, 30)), model(padded)
+        assert small.semantic.shape == (1, 3, 20, 30)
+        assert model.features(images(1, 20, 30))["res5"].shape[2:] == (4, 4)
+    torch.testing.assert_close(small.semantic, large.semantic[..., :20, :30], atol=1e-5, rtol=0)
+
+
+def test_a_pooling_window_is_the_mean_around_each_place():
+    """A window as large as the map is its mean; a smaller one averages each place's surroundings."""
+    torch.manual_seed(0)
+    pyramid = ASPP(8, 4, (1,), True, "group", window=(4, 6)).eval()
+    whole = ASPP(8, 4, (1,), True, "group").eval()
+    whole.load_state_dict(pyramid.state_dict())
+    x = torch.randn(2, 8, 4, 6)
+    with torch.inference_mode():
+        torch.testing.assert_close(pyramid(x), whole(x))
+        torch.testing.assert_close(pyramid(x[..., :3, :5]), whole(x[..., :3, :5]))  # a map smaller than the window
+        wide = torch.cat([x, x + 5], 3)
+        assert not torch.allclose(pyramid(wide), whole(wide))
+        assert pyramid(wide).shape == (2, 4, 4, 12)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16, 24, 64])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_STRIP = 64  # rows
 _PAIRS_AT_ONCE = 1 << 18  # pixel-centre distances, or pixel-class scores, held in memory at a time
 
 
@@ -70,7 +71,9 @@ def fuse(
     batch, num_classes, height, width = scores.shape
     centers, number = find_centers(center, threshold, nms_kernel, top_k, merge_plateaus)
     slots = centers.shape[1]
-    classes = first_argmax(scores)
+    # A strip of rows fits a CPU's cache.
+    strips = scores.split(_STRIP if scores.device.type == "cpu" and not torch.compiler.is_compiling() else height, 2)
+    classes = torch.cat([first_argmax(strip) for strip in strips], 1)
     possible = thing.index_select(0, classes.flatten()).view(batch, -1) & (number > 0)[:, None]
     pixel = possible.flatten().nonzero().squeeze(1)
     sample, position = _divide(pixel, height * width)
@@ -162,7 +165,7 @@ def aimed_at(y: Tensor, x: Tensor, offset: Tensor) -> Tensor:
 
     Shape: y, x (P,) int64, offset (2, H, W).
     """
-    return torch.stack([y, x]) + offset.flatten(1).index_select(1, y * offset.shape[-1] + x).float()
+    return torch.stack([y, x]) + offset[:, y, x].float()
 
 
 def nearest_center(target: Tensor, centers: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ class Post(nn.Module):
         Shape: image, prev_image (B, 3, H, W), uint8 or float RGB in 0..255, any size.
         Raises: ValueError on another shape or dtype, or if the two differ in shape.
         """
-        size = (image.shape[-2], image.shape[-1])
+        _check_image(image)
+        size = (image.shape[2], image.shape[3])
         if prev_image is not None and prev_image.shape != image.shape:
             raise ValueError(f"prev_image is {tuple(prev_image.shape)}, image is {tuple(image.shape)}; they must agree")
         if prev_image is None or "motion" not in self.decoders:
@@ -128,10 +129,7 @@ class Post(nn.Module):
         Shape: (B, 3, H, W), uint8 or float RGB in 0..255.
         Raises: ValueError on another shape or dtype.
         """
-        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
-            raise ValueError(f"image is {tuple(image.shape)}; expected (B, 3, H, W)")
-        if image.dtype != torch.uint8 and not image.is_floating_point():
-            raise ValueError(f"image is {image.dtype}; expected uint8 or float, RGB in 0..255")
+        _check_image(image)
         image = (image.float() - self.mean) / self.std
         bottom, right = (-image.shape[-2] % self.size_divisibility, -image.shape[-1] % self.size_divisibility)
         features: Features = self.backbone(F.pad(image, (0, right, 0, bottom)))
@@ -152,6 +150,13 @@ class Post(nn.Module):
                 maps[name] = full[..., : size[0], : size[1]]
         predictions: Predictions = self._outputs(**maps)
         return predictions
+
+
+def _check_image(image: Tensor) -> None:
+    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+        raise ValueError(f"image is {tuple(image.shape)}; expected (B, 3, H, W)")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(f"image is {image.dtype}; expected uint8 or float, RGB in 0..255")
 
 
 def _pooling_window(train_size: Sequence[int] | None) -> tuple[int, int] | None:

@@ -51,6 +51,7 @@ def measure(
     objects: int,
     repeats: int,
     bf16: bool = False,
+    channels_last: bool = False,
     compiled: bool = False,
 ) -> Speed:
     """Time the parts of a frame of a video, interleaved, after one round that does not count.
@@ -59,13 +60,14 @@ def measure(
     maps that a perfect network would give of a street with moving objects.
     """
     device = model.mean.device
-    model.eval()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.eval().to(memory_format=layout)  # type: ignore[call-overload]
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8).to(device)
     features, heads = model.features, model.heads
     if compiled:
         features, heads = torch.compile(features), torch.compile(heads)
     thing = torch.tensor(list(things), device=device)
-    frames = [[map_.to(device) for map_ in maps] for maps in street(things, size, objects)]
+    frames = [[map_.to(device, memory_format=layout) for map_ in maps] for maps in street(things, size, objects)]
     moves = "prev_offset" in model.arguments["branches"]
     clock, state = _Clock(device), tracker.start(device)
     if device.type == "cuda":
