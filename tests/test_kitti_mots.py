@@ -191,7 +191,7 @@ def test_empty_label_file_is_not_an_empty_frame(source):
         ("0 1000 1 4 6", "is not 'frame id class height width rle'"),
         ("0 1000 1 5 6 `0", "label is 5x6, image is 4x6"),
         ("0 1000 2 4 6 `0", "id 1000 and class 2 disagree"),
-        ("0 1000 1 4 6 zzzzzz", "run lengths of object 1000 cannot be decoded"),
+        ("0 1000 1 4 6 zzzzzz", "object 1000: 'zzzzzz' is not compressed run lengths"),
     ],
 )
 def test_broken_text_lines(source, line, message):

@@ -45,21 +45,35 @@ def test_taxonomy_is_coco_then_four_tiers():
 
 
 def test_contracts_exist_for_official_names_only():
-    assert set(available()) <= set(DATASETS)
+    assert tuple(available()) == DATASETS
     assert len(DATASETS) == 13
-    assert {"kitti_mots", "kitti_step", "coco_panoptic"} <= set(available())
 
 
 @pytest.mark.parametrize(
     ("name", "classes", "things", "headline", "video"),
-    [("kitti_mots", 2, 2, "sMOTSA", True), ("kitti_step", 19, 2, "STQ", True), ("coco_panoptic", 133, 80, "PQ", False)],
+    [  # counts of the official class tables
+        ("kitti_mots", 2, 2, "sMOTSA", True),
+        ("mots20", 1, 1, "sMOTSA", True),
+        ("kitti_step", 19, 2, "STQ", True),
+        ("motchallenge_step", 7, 1, "STQ", True),
+        ("cityscapes", 19, 8, "PQ", False),
+        ("cityscapes_vps", 19, 8, "VPQ", True),
+        ("coco_panoptic", 133, 80, "PQ", False),
+        ("vipseg", 124, 58, "VPQ", True),
+        ("bdd100k_mots", 8, 8, "MOTSA", True),
+        ("youtube_vis_2019", 40, 40, "AP", True),
+        ("youtube_vis_2021", 40, 40, "AP", True),
+        ("davis_unsup", 1, 1, "J&F", True),
+        ("rob_mots", 80, 80, "HOTA", True),
+    ],
 )
 def test_contract_facts(name, classes, things, headline, video):
     contract = load_contract(name)
     assert len(contract.classes) == classes
     assert int(thing_table(contract).sum()) == things
     assert (contract.headline, contract.video, contract.persistent) == (headline, video, video)
-    assert contract.exhaustive
+    partly = {"youtube_vis_2019", "youtube_vis_2021", "davis_unsup", "rob_mots"}  # some objects are left out
+    assert contract.exhaustive is (name not in partly)
 
 
 def test_kitti_mots_sets_by_hand():
@@ -167,3 +181,30 @@ def test_label_problem_names_the_id():
     )
     instances[1, 1] = 4
     assert "class id 15 has no instances in kitti_step" in label_problem(step, classes, instances)
+
+
+def test_ignore_regions_of_robmots_are_legal_and_say_nothing():
+    contract = load_contract("rob_mots")
+    codes = contract.ignore_codes()
+    assert codes[100] == tuple(range(1, 81))
+    assert (codes[103], codes[180]) == ((3,), (80,))
+    assert sorted(codes) == list(range(100, 181))
+    assert label_problem(contract, np.array([[0, 80, 100, 180, 255]], np.uint8), np.zeros((1, 5), np.uint16)) is None
+    assert label_problem(contract, np.array([[181]], np.uint8), np.zeros((1, 1), np.uint16)) is not None
+    assert allowed_sets(contract, NAMES)[100:181].all()
+    assert not thing_table(contract)[100:181].any()
+    assert not negative_centers(contract)[100:181].any()
+
+
+def test_every_unified_class_is_primary_somewhere():
+    primary = {name for dataset in DATASETS for entry in load_contract(dataset).classes for name in entry.unified}
+    assert primary == set(taxonomy().names)
+
+
+def test_an_ignore_region_is_no_class(tmp_path):
+    path = write(tmp_path, "rob_mots", lambda content: content.update(ignore_regions={"every": 100, "per_class": 20}))
+    with pytest.raises(ConfigError, match=r"rob_mots.yaml: ignore region 21 is also a class"):
+        load_contract_file(path)
+    path = write(tmp_path, "rob_mots", lambda content: content.update(ignore_regions={"every": 100, "per_class": 200}))
+    with pytest.raises(ConfigError, match=r"rob_mots.yaml: ignore region 255 is also a class, or not below 255"):
+        load_contract_file(path)

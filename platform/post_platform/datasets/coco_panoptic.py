@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import zipfile
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from post_platform.datasets.files import decode_label_png, is_junk, missing, require_folder
+from post_platform.datasets.files import decode_label_png, is_junk, missing, read_json, require_folder
 from post_platform.datasets.frame import FrameRef, Label
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, load_contract, thing_table
@@ -117,10 +116,7 @@ def _read_json(source: Path, split: str) -> tuple[dict[str, list[dict]], Path]:
     path = next((folder / name for folder in (source / "annotations", source) if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"coco_panoptic {split}: no annotations/{name} in {source}")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"coco_panoptic {split}: {path} is not JSON: {error}") from error
+    content = read_json(path, f"coco_panoptic {split}")
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise DataError(f"coco_panoptic {split}: {path} has no images and annotations; is it the panoptic file?")
     return content, path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192; the largest official frame is 3840 x 2160
+MAX_JSON_BYTES = 1 << 31  # the largest official annotation file is below 1 GB
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -64,22 +67,93 @@ def missing(dataset: str, split: str, folder: Path, expected: Iterable[str]) -> 
     )
 
 
-def decode_label_png(content: Path | bytes, where: str, mode: str) -> NDArray[np.generic]:
-    """The samples of a label PNG, whose stored mode must be the expected one: 16-bit `I;16`, or 8-bit `RGB`.
+def match_labels(dataset: str, sequence: str, images: Mapping[int, Path], labels: Mapping[int, Path]) -> None:
+    """Raises: DataError when image and label files of a sequence are not of the same frames."""
+    for one, other, lack in ((images, labels, "label"), (labels, images, "image")):
+        alone = [frame for frame in one if frame not in other]
+        if alone:
+            raise DataError(
+                f"{dataset} {sequence}/{alone[0]:06d}: has no {lack} file ({len(alone)} such frames, "
+                f"{len(images)} images, {len(labels)} labels)",
+                hint="unpack the official archives completely",
+            )
 
-    Converting between modes would change ids silently, so another mode is an error.
 
-    Shape: (H, W) uint16 for `I;16`, (H, W, 3) uint8 for `RGB`.
+PngMode = Literal["I;16", "RGB", "RGBA", "P", "L"]
+STORED = {  # PIL's modes of a file that is accepted where such a label is due, and its bits per channel
+    "I;16": (("I;16", "I;16B", "I"), (16,)),
+    "RGB": (("RGB",), (8,)),
+    "RGBA": (("RGBA",), (8,)),
+    "P": (("P", "L"), (1, 2, 4, 8)),
+    "L": (("L",), (8,)),
+}
+
+
+def decode_label_png(content: Path | bytes, where: str, *modes: PngMode) -> NDArray[np.generic]:
+    """The samples of a label PNG, whose stored mode must be one of `modes`; of a palette PNG, the indices.
+
+    Converting between modes would change ids silently, so another mode is an error; so are 16 bits where 8 are due,
+    which PIL would cut down without a word.
+
+    Shape: (H, W) uint16 for `I;16`, (H, W) uint8 for `P` and `L`, (H, W, 3) or (H, W, 4) uint8 for `RGB` and `RGBA`.
     Raises: DataError naming `where`.
     """
-    accepted = ("I;16", "I;16B", "I") if mode == "I;16" else (mode,)
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=("PNG",)) as image:
-            if image.mode not in accepted:
-                raise DataError(f"{where}: label is a PNG of mode {image.mode}, must be {mode}")
+            bits = _bits_per_channel(content)
+            if not any(image.mode in STORED[mode][0] and bits in STORED[mode][1] for mode in modes):
+                got = f"{image.mode}, {bits} bits per channel" if bits == 16 and image.mode != "I;16" else image.mode
+                raise DataError(f"{where}: label is a PNG of mode {got}, must be {' or '.join(modes)}")
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: label is {image.height}x{image.width}, more than {MAX_PIXELS} pixels")
             values = np.asarray(image)
+            if bits < 8 and image.mode == "L":  # PIL scales grey of few bits up to 0..255
+                values = values // np.uint8(255 // ((1 << bits) - 1))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: label cannot be read: {' '.join(str(error).split())}") from error
-    return values.astype(np.uint16) if mode == "I;16" else values
+    return values.astype(np.uint16) if bits == 16 else values
+
+
+def _bits_per_channel(content: Path | bytes) -> int:
+    """Of a PNG whose header is known to be whole: the ninth byte of its first chunk."""
+    if isinstance(content, bytes):
+        return content[24]
+    with open(content, "rb") as file:
+        return file.read(25)[24]
+
+
+def image_size(path: Path, where: str) -> tuple[int, int]:
+    """Height and width of an image, from its header. Raises: DataError naming `where` when it has none."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as opened:
+            return opened.height, opened.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: image cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_json(path: Path, where: str) -> Any:
+    """The content of an annotation file.
+
+    Raises: DataError naming `where` when it is too large, not JSON, or nested beyond reason.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise DataError(f"{where}: {path} is larger than {MAX_JSON_BYTES} bytes")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{where}: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{where}: {path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: {path} is not an annotation file: its JSON is nested too deeply") from error
+
+
+def read_lines(path: Path, where: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1. Raises: DataError naming `where`."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise DataError(f"{where}: {path} is larger than {MAX_JSON_BYTES} bytes")
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{where}: {path} cannot be read: {error.strerror}") from error
+    return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

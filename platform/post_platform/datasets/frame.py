@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Label:
 
     `classes`: the contract's native ids, 255 void, 0 background where the contract has one.
     `instances`: 0 no object, 65535 thing pixel without identity, else an id; an object is a pair (class, instance).
-    `native_ids` maps `"class/instance"` back to the dataset's own number.
+    `native_ids` maps `"class/instance"` back to the dataset's own number. `masks` holds every object's whole mask, by
+    the same names and as compressed COCO run lengths, where the dataset's masks may overlap; else it is empty.
 
     Shape: (H, W) uint8 and (H, W) uint16.
     """
@@ -50,3 +52,22 @@ class Label:
     classes: NDArray[np.uint8]
     instances: NDArray[np.uint16]
     native_ids: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, str] = field(default_factory=dict)
+
+
+def video_frames(
+    sequence: str,
+    images: Mapping[int, Path],
+    labels: Mapping[int, object] | None,
+    seconds_per_frame: float,
+    source_video: str,
+) -> list[FrameRef]:
+    """The frames of one video in the order of `images`, which is that of time; `labels` None = unlabelled.
+
+    `seconds_per_frame`: between two consecutive frame numbers; a frame without an entry in `labels` is unlabelled.
+    """
+    refs: list[FrameRef] = []
+    for frame, image in images.items():
+        seconds = round(seconds_per_frame * (frame - refs[-1].frame), 6) if refs else None
+        refs.append(FrameRef(sequence, frame, image, labels.get(frame) if labels else None, seconds, source_video))
+    return refs

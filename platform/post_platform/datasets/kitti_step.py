@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from post_platform.datasets import kitti_tracking
-from post_platform.datasets.files import decode_label_png, missing, numbered, require_folder, subfolders
-from post_platform.datasets.frame import FrameRef, Label
+from post_platform.datasets import kitti_tracking, step_labels
+from post_platform.datasets.files import match_labels, missing, numbered, require_folder, subfolders
+from post_platform.datasets.frame import FrameRef, Label, video_frames
 from post_platform.errors import DataError
-from post_platform.labels import UNIDENTIFIED, VOID, legal_classes, load_contract, thing_table
 
 SPLITS = ("train", "val", "test")
 MAPS = ("kitti-step/panoptic_maps", "panoptic_maps")
@@ -50,33 +47,13 @@ def frames(source: Path, split: str) -> list[FrameRef]:
         labels: dict[int, object] | None = None
         if sequence in maps:
             files = numbered(maps[sequence], (".png",))
-            kitti_tracking.match_labels("kitti_step", sequence, listed, files)
+            match_labels("kitti_step", sequence, listed, files)
             labels = dict(files)
-        refs += kitti_tracking.frame_refs(split, sequence, listed, labels)
+        video = kitti_tracking.source_video(split, sequence)
+        refs += video_frames(sequence, listed, labels, kitti_tracking.SECONDS_PER_FRAME, video)
     return refs
 
 
 def label(ref: FrameRef) -> Label:
-    """The label of one frame: R is the class, G*256 + B the instance as it is.
-
-    Person and car with instance 0 are crowds. All other classes are stuff in this dataset and stay without instance.
-
-    Raises: DataError for an unknown class or an unreadable file.
-    """
-    where = f"kitti_step {ref.key}"
-    assert isinstance(ref.label, Path)
-    values = decode_label_png(ref.label, where, "RGB")
-    contract = load_contract("kitti_step")
-    classes = np.ascontiguousarray(values[..., 0], dtype=np.uint8)
-    unknown = np.unique(classes)[~legal_classes(contract)[np.unique(classes)]]
-    if unknown.size:
-        raise DataError(f"{where}: label has class {int(unknown[0])}, must be 0..18 or {VOID}")
-    instances = values[..., 1].astype(np.uint16) * 256 + values[..., 2].astype(np.uint16)
-    if int(instances.max()) == UNIDENTIFIED:
-        raise DataError(f"{where}: instance {UNIDENTIFIED} cannot be stored, ids go to {UNIDENTIFIED - 1}")
-    thing = thing_table(contract)[classes]
-    instances[thing & (instances == 0)] = UNIDENTIFIED
-    instances[~thing] = 0
-    objects = np.unique(classes[thing].astype(np.int64) << 16 | instances[thing]).tolist()
-    ids = ((value >> 16, value & 0xFFFF) for value in objects)
-    return Label(classes, instances, {f"{c}/{i}": i for c, i in ids if i != UNIDENTIFIED})
+    """The label of one frame; see `step_labels.label`. Only person and car have instances."""
+    return step_labels.label("kitti_step", ref)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from post_platform.datasets.files import IMAGE_SUFFIXES, numbered
-from post_platform.datasets.frame import FrameRef, MissingSplit
+from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
 
 SECONDS_PER_FRAME = 0.1
@@ -85,23 +85,6 @@ def sequence_images(dataset: str, sequence: str, folder: Path, expected: range |
     return images
 
 
-def frame_refs(split: str, sequence: str, images: dict[int, Path], labels: dict[int, object] | None) -> list[FrameRef]:
-    """The frames of one sequence in time order; `labels` None = unlabelled."""
-    video = f"kitti_tracking/{FOLDER[split]}/{sequence}"
-    refs: list[FrameRef] = []
-    for frame, image in images.items():
-        seconds = round(SECONDS_PER_FRAME * (frame - refs[-1].frame), 6) if refs else None
-        refs.append(FrameRef(sequence, frame, image, labels[frame] if labels else None, seconds, video))
-    return refs
-
-
-def match_labels(dataset: str, sequence: str, images: dict[int, Path], labels: dict[int, Path]) -> None:
-    """Raises: DataError when image and label files of a sequence are not of the same frames."""
-    for one, other, lack in ((images, labels, "label"), (labels, images, "image")):
-        alone = [frame for frame in one if frame not in other]
-        if alone:
-            raise DataError(
-                f"{dataset} {sequence}/{alone[0]:06d}: has no {lack} file ({len(alone)} such frames, "
-                f"{len(images)} images, {len(labels)} labels)",
-                hint="unpack the official archives completely",
-            )
+def source_video(split: str, sequence: str) -> str:
+    """The recording, by the folder that KITTI tracking keeps it in."""
+    return f"kitti_tracking/{FOLDER[split]}/{sequence}"

@@ -101,6 +101,16 @@ class Ignored(_Strict):
     hint: tuple[str, ...] = ()
 
 
+class IgnoreRegions(_Strict):
+    """Native codes, stored as they are, of regions where objects must not be judged; in training they are void.
+
+    `every`: of every class; `per_class` + c: of class c.
+    """
+
+    every: int = Field(gt=0, lt=VOID)
+    per_class: int = Field(gt=0, lt=VOID)
+
+
 class Contract(_Strict):
     """A validated label contract; see `load_contract`."""
 
@@ -118,6 +128,7 @@ class Contract(_Strict):
     num_classes: int
     classes: tuple[NativeClass, ...] = Field(min_length=1)
     ignored_classes: tuple[Ignored, ...] = ()
+    ignore_regions: IgnoreRegions | None = None
     benchmarks: dict[str, dict[str, tuple[int, ...] | dict[str, tuple[str, ...]]]] = {}
     note: str = ""
 
@@ -135,6 +146,13 @@ class Contract(_Strict):
     def video(self) -> bool:
         """True when sequences have more than one frame."""
         return self.temporal.video
+
+    def ignore_codes(self) -> dict[int, tuple[int, ...]]:
+        """The stored codes of ignore regions, and the native classes that each of them spares."""
+        if self.ignore_regions is None:
+            return {}
+        ids = tuple(entry.id for entry in self.classes)
+        return {self.ignore_regions.every: ids} | {self.ignore_regions.per_class + id: (id,) for id in ids}
 
     def native_hash(self) -> str:
         """SHA-256 of what shards depend on: ids, names and flags of the native classes, background, persistence.
@@ -157,6 +175,9 @@ class Contract(_Strict):
                 raise ValueError(f"class {label} {', '.join(twice)} appears twice")
         if self.background is not None and 0 in ids:
             raise ValueError("class id 0 is taken by the background")
+        taken = sorted(set(ids) & self.ignore_codes().keys()) or [c for c in self.ignore_codes() if c >= VOID]
+        if taken:
+            raise ValueError(f"ignore region {taken[0]} is also a class, or not below {VOID}")
         for entry in self.classes:
             if entry.has_instances and not entry.isthing:
                 raise ValueError(f"class {entry.name!r} has instances but is not a thing")

@@ -60,13 +60,13 @@ def negative_centers(contract: Contract, things: Collection[str] | None = None) 
 
 
 def legal_classes(contract: Contract) -> NDArray[np.bool_]:
-    """True for every value that R of label.png may take: native ids, void, and 0 where there is a background.
+    """True for every value that R of label.png may take: native ids, void, background and ignore regions if any.
 
     Shape: (256,).
     """
     table = np.zeros(256, dtype=bool)
     table[[entry.id for entry in contract.classes]] = True
-    table[VOID] = True
+    table[[VOID, *contract.ignore_codes()]] = True
     if contract.background is not None:
         table[0] = True
     return table

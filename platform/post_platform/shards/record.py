@@ -74,7 +74,8 @@ def store_image(content: bytes, where: str, lossless: bool = False) -> StoredIma
 def encode(key: str, image: StoredImage, label: Label | None, facts: Mapping[str, Any]) -> bytes:
     """The frame's slice of a tar, padding included; it is itself a readable tar. Label None = all void.
 
-    `facts` goes to meta.json, with the image's size, whether the frame is labelled, and the native instance ids.
+    `facts` goes to meta.json, with the image's size, whether the frame is labelled, the native instance ids, and the
+    whole masks of a dataset whose masks may overlap.
 
     Raises: DataError when label and image differ in size, or the key is too long for a tar header.
     """
@@ -90,6 +91,9 @@ def encode(key: str, image: StoredImage, label: Label | None, facts: Mapping[str
         "labelled": label is not None,
         "instances": label_or_void.native_ids,
     }
+    if label_or_void.masks:
+        size = [image.height, image.width]
+        meta["masks"] = {name: {"size": size, "counts": mask} for name, mask in label_or_void.masks.items()}
     members = {
         f"image.{image.suffix}": image.content,
         "label.png": _encode_label(label_or_void),

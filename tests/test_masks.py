@@ -1,0 +1,80 @@
+"""Masks of the official files: what pycocotools writes is read back, and nothing else is believed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pycocotools import mask as coco_mask
+
+from post_platform.datasets.masks import decode_mask, encode_mask
+from post_platform.errors import DataError
+
+SIDES = st.integers(1, 40)
+
+
+@given(st.tuples(SIDES, SIDES).flatmap(lambda shape: arrays.arrays(bool, shape)))
+@settings(max_examples=200, deadline=None)
+def test_pycocotools_run_lengths_are_read_back(mask):
+    height, width = mask.shape
+    theirs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert encode_mask(mask) == theirs["counts"].decode()
+    np.testing.assert_array_equal(decode_mask(encode_mask(mask), height, width, "here"), mask)
+    runs = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel(), [2]])))  # ends of runs, by columns
+    counts = np.diff(np.concatenate([[0], runs])).tolist()
+    np.testing.assert_array_equal(decode_mask({"size": [height, width], "counts": counts}, height, width, "x"), mask)
+
+
+def test_polygon_by_hand():
+    mask = decode_mask([[1, 1, 4, 1, 4, 3, 1, 3]], 5, 6, "here")
+    assert mask.astype(int).tolist() == [
+        [0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"counts": [3, 4], "size": [2, 4]}, "fill 7 pixels, 2x4 has 8"),
+        ({"counts": [3, 4, 2], "size": [2, 4]}, "fill 9 pixels, 2x4 has 8"),
+        ({"counts": [9, -1], "size": [2, 4]}, "neither run lengths nor polygons"),
+        ({"counts": [True, 7], "size": [2, 4]}, "neither run lengths nor polygons"),
+        ({"counts": [8], "size": [4, 2]}, r"the mask is \[4, 2\], must be 2x4"),
+        ({"size": [2, 4]}, "neither run lengths nor polygons: None"),
+        (None, "neither run lengths nor polygons: None"),
+        ("zzz", "is not compressed run lengths"),
+        ("o" * 40, "is not compressed run lengths"),
+        ("8P", "break off in the middle of a number"),
+        ("1", "fill 1 pixels, 2x4 has 8"),
+        ("0O", "neither run lengths nor polygons"),  # a negative run
+        ([], "a polygon must be"),
+        ([[0, 0, 1, 1]], "a polygon must be"),
+        ([[0, 0, 1, 1, 2, float("nan")]], "a polygon must be"),
+        ([[0, 0, 1, 1, 2, 1e9]], "a polygon must be"),
+        ([["0", 0, 1, 1, 2, 2]], "a polygon must be"),
+        ([7], "a polygon must be"),
+    ],
+)
+def test_what_is_no_mask(segmentation, message):
+    with pytest.raises(DataError, match=f"^here: .*{message}"):
+        decode_mask(segmentation, 2, 4, "here")
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 4), (2, -1), (1 << 20, 1 << 20)])
+def test_size_is_capped(height, width):
+    with pytest.raises(DataError, match="must be 1 to"):
+        decode_mask({"counts": [height * width]}, height, width, "here")
+
+
+@given(st.text(max_size=30) | st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_any_text_gives_a_mask_or_one_error(text):
+    try:
+        shape = decode_mask(text, 3, 5, "here").shape
+    except DataError as error:
+        shape = (3, 5) if str(error).startswith("here: ") else error
+    assert shape == (3, 5)
