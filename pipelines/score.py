@@ -41,7 +41,7 @@ def main() -> None:
     hidden = not sys.stderr.isatty()
     frames = track(results.frames, "scoring", results.count, console=errors, disable=hidden, transient=True)
     table = merge([frame_table(args.dataset, **vars(pair)) for pair in frames])
-    scores = score(table, results.contract)
+    scores = score(table, results.contract) | (results.further() if results.further else {})
     sequences = len(set(table["sequence"].to_pylist()))
     best = headline(scores, results.contract)
 

@@ -22,6 +22,7 @@ class FrameRef:
 
     `label` is whatever the dataset's reader needs to decode the label, None where the frame is unlabelled.
     `source_video` names the original recording across datasets, so that a run can refuse to be tested on what it saw.
+    `native` holds numbers of the official files that a result in their format must repeat, a video's id for instance.
     """
 
     sequence: str
@@ -30,6 +31,7 @@ class FrameRef:
     label: object | None
     seconds_since_previous: float | None
     source_video: str
+    native: dict[str, int | str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -61,6 +63,7 @@ def video_frames(
     labels: Mapping[int, object] | None,
     seconds_per_frame: float,
     source_video: str,
+    native: dict[str, int | str] | None = None,
 ) -> list[FrameRef]:
     """The frames of one video in the order of `images`, which is that of time; `labels` None = unlabelled.
 
@@ -69,5 +72,7 @@ def video_frames(
     refs: list[FrameRef] = []
     for frame, image in images.items():
         seconds = round(seconds_per_frame * (frame - refs[-1].frame), 6) if refs else None
-        refs.append(FrameRef(sequence, frame, image, labels.get(frame) if labels else None, seconds, source_video))
+        refs.append(
+            FrameRef(sequence, frame, image, labels.get(frame) if labels else None, seconds, source_video, native or {})
+        )
     return refs

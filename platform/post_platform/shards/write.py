@@ -142,6 +142,7 @@ def encode_frame(dataset: str, split: str, ref: FrameRef, lossless: bool) -> tup
         "seconds_since_previous": ref.seconds_since_previous,
         "source_video": ref.source_video,
         "source_image": ref.image.name,
+        "native": ref.native,
     }
     try:
         data = record.encode(ref.key, image, label, facts)

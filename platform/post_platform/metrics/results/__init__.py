@@ -1,25 +1,26 @@
 """Result files in the official formats beside their truth, read frame by frame; one file per dataset, by its name.
 
-Each `<dataset>.py` has `read(truth, predictions, sequences) -> Results`. Truth is read from label files alone: whoever
-scores results needs no images.
+Each `<dataset>.py` has `read(truth, predictions, sequences) -> Results`, and `write(frames, folder)` for results that
+`read` takes. Truth is read from label files alone: whoever scores results needs no images.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from post_platform.errors import ConfigError, nearest
-from post_platform.metrics.results.pair import FramePair, Results
+from post_platform.labels import available
+from post_platform.metrics.results.pair import FramePair, ResultFrame, Results
 
-__all__ = ["FramePair", "Results", "read_results", "readable"]
+__all__ = ["FramePair", "ResultFrame", "Results", "read_results", "readable", "write_results"]
 
 
 def readable() -> list[str]:
     """Names of the datasets whose result files can be read."""
-    own = {"__init__", "pair"}
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in own)
+    return [name for name in available() if importlib.util.find_spec(f"{__name__}.{name}")]
 
 
 def read_results(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] | None = None) -> Results:
@@ -32,3 +33,15 @@ def read_results(dataset: str, truth: Path, predictions: Path, sequences: Sequen
     module = importlib.import_module(f"{__name__}.{dataset}")
     results: Results = module.read(Path(truth), Path(predictions), sequences)
     return results
+
+
+def write_results(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
+    """Write results in the dataset's official format into an empty or new folder.
+
+    `frames`: those of a sequence lie together and in time order. One frame is held at a time, where the format allows.
+
+    Raises: ConfigError for a dataset that has no writer; DataError naming the frame that the format cannot express.
+    """
+    if dataset not in readable():
+        raise ConfigError(f"no writer of {dataset!r} results{nearest(dataset, readable())}")
+    importlib.import_module(f"{__name__}.{dataset}").write(frames, Path(folder))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,11 +33,34 @@ class FramePair:
 
 @dataclass(frozen=True)
 class Results:
-    """What is to be scored: `count` frames, decoded one at a time, and the contract that says which scores apply."""
+    """What is to be scored: `count` frames, decoded one at a time, and the contract that says which scores apply.
+
+    `further` computes official scores that the contingency table cannot give: those of overlapping masks, of borders.
+    """
 
     contract: ScoredContract
     count: int
     frames: Iterator[FramePair]
+    further: Callable[[], dict[str, float | None]] | None = None
+
+
+@dataclass(frozen=True)
+class ResultFrame:
+    """One frame to be written in a dataset's official result format, out of a shard's label or of a prediction.
+
+    `classes`: native ids, 255 void, 0 background where the contract has one. `tracks`: 0 no object, 65535 a thing
+    without identity, which no result can name. `scores`: confidence by `"class/track"`, 1 where it is missing. `meta`:
+    the frame's meta.json, for `source_image`, `native` and, of labels, `instances` and `masks`.
+
+    Shape: (H, W) each.
+    """
+
+    sequence: str
+    frame: int
+    classes: np.ndarray
+    tracks: np.ndarray
+    meta: Mapping[str, Any]
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def require_folder(folder: Path, role: str) -> None:
