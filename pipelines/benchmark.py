@@ -15,7 +15,7 @@ def main() -> None:
         epilog="example: python pipelines/benchmark.py --size 1024x2048 --backbone resnet52 --channels-last",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--checkpoint", type=Path, metavar="C", help="a trained or imported network")
+    which.add_argument("--checkpoint", metavar="C", help="a trained or imported network: a folder or s3:// address")
     which.add_argument("--backbone", default="resnet52", metavar="NAME", help="an untrained one (default: resnet52)")
     parser.add_argument("--classes", type=int, default=19, metavar="N", help="of the untrained one (default: 19)")
     parser.add_argument("--dense", action="store_true", help="dense instead of depthwise separable convolutions")
@@ -45,8 +45,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.checkpoint:
-        model, card = open_model(arguments.checkpoint.resolve(), device)
-        things, name = card.thing_flags, arguments.checkpoint.name
+        model, card = open_model(arguments.checkpoint, device)
+        things, name = card.thing_flags, arguments.checkpoint.rstrip("/").rpartition("/")[2]
     else:
         try:
             model = Post(arguments.classes, arguments.backbone, not arguments.dense).to(device)

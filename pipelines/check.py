@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.progress import Progress
 
 import _paths  # noqa: F401
 from post_platform import render, storage
@@ -23,11 +25,13 @@ SHOWN_PROBLEMS = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Read every frame of a converted dataset and compare it with index and manifest.",
+        description="Compare a converted dataset with its index and manifest: ranges, order and sizes of everything, "
+        "the pixels of a sample.",
         epilog="example: python pipelines/check.py shards/kitti_mots --figure kitti_mots.png",
     )
     parser.add_argument("dataset", metavar="ROOT/DATASET[/SPLIT]", help="a converted dataset, or one split of it")
     parser.add_argument("--split", help="one split only (default: every converted split)")
+    parser.add_argument("--full", action="store_true", help="decode every frame and hash every shard")
     parser.add_argument("--figure", metavar="F.png", help="contact sheet: sampled frames, image beside label")
     parser.add_argument("--samples", type=int, default=3, help="frames per split in the figure (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the reports to FILE")
@@ -36,7 +40,7 @@ def main() -> None:
         parser.error("--samples must be at least 1")
     root, dataset, splits = locate(options.dataset, options.split)
     splits.sort(key=reader(dataset).SPLITS.index)
-    reports = [check_one(root, dataset, split) for split in splits]
+    reports = [check_one(root, dataset, split, options.full) for split in splits]
     try:
         if options.json:
             Path(options.json).write_text(json.dumps([asdict(report) for report in reports], indent=1) + "\n")
@@ -52,10 +56,15 @@ def main() -> None:
         raise DataError(f"{names}: {count} problem{'s' * (count > 1)}, first {damaged[0].problems[0]}", damaged[0].hint)
 
 
-def check_one(root: str, dataset: str, split: str) -> Report:
-    report = check(root, dataset, split)
+def check_one(root: str, dataset: str, split: str, full: bool) -> Report:
+    with Progress(*Progress.get_default_columns(), disable=not sys.stdout.isatty(), transient=True) as bar:
+        task = bar.add_task(f"{dataset}/{split}, shards")
+        report = check(root, dataset, split, full, lambda done, total: bar.update(task, completed=done, total=total))
     state = f"{len(report.problems)} problems" if report.problems else "ok"
-    print(f"{dataset}/{split}: {report.frames} frames in {report.shards} shards: {state}")
+    sampled = ""
+    if report.decoded < report.frames or report.hashed < report.shards:
+        sampled = f" (decoded {report.decoded} frames, hashed {report.hashed} shards; all of them: --full)"
+    print(f"{dataset}/{split}: {report.frames} frames in {report.shards} shards: {state}{sampled}")
     for problem in report.problems[:SHOWN_PROBLEMS]:
         print(f"  {problem}")
     if len(report.problems) > SHOWN_PROBLEMS:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import _paths  # noqa: F401
@@ -13,26 +14,37 @@ def main() -> None:
         description=__doc__,
         epilog="example: python pipelines/evaluate.py --checkpoint runs/post/checkpoints/step_00060000 --data shards",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="checkpoint folder")
-    parser.add_argument("--data", default="./shards", metavar="ROOT", help="folder of converted datasets")
+    parser.add_argument("--checkpoint", required=True, metavar="C", help="checkpoint: a folder or s3:// address")
+    parser.add_argument(
+        "--data", default="./shards", metavar="ROOT", help="converted datasets: a folder or s3:// address"
+    )
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="default: every converted one with this split")
     parser.add_argument("--split", default="val", help="which split to score (default: val)")
     parser.add_argument("--tracking", choices=("prev_offset", "iou"), default="prev_offset")
+    parser.add_argument(
+        "--allow-shared-videos", action="store_true", help="score also on videos that the checkpoint was trained on"
+    )
     parser.add_argument("--max-frames", type=int, metavar="N", help="score only the first N frames of each sequence")
     parser.add_argument("--tables", type=Path, metavar="FILE", help="save the contingency tables as Parquet")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores")
     arguments = parser.parse_args()
 
-    from post_platform import cluster
+    from post_platform import cluster, storage
+    from post_platform.data.leaks import refuse_shared_videos
     from post_platform.metrics import contingency
     from post_platform.training.evaluate import evaluate_checkpoint, mean_score, open_model
-    from post_platform.training.launch import splits_of
     from post_platform.training.report import print_scores
+    from post_platform.training.splits import splits_of, trained_splits
 
-    root = str(Path(arguments.data).resolve()) if "://" not in arguments.data else arguments.data
+    root = storage.absolute(arguments.data)
     splits = splits_of(root, tuple(arguments.datasets or ()) or None, arguments.split)
-    checkpoint = arguments.checkpoint.resolve()
+    checkpoint = storage.absolute(arguments.checkpoint)
     open_model(checkpoint)
+    if not arguments.allow_shared_videos:
+        trained = trained_splits(checkpoint, root)
+        if trained is None:
+            print("cannot tell whether these videos were trained on: the training shards are gone", file=sys.stderr)
+        refuse_shared_videos(trained or (), splits, "--allow-shared-videos")
     cluster.connect()
     found = evaluate_checkpoint(checkpoint, splits, arguments.tracking, arguments.max_frames)
     print_scores(found.scores)

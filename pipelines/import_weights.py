@@ -14,7 +14,7 @@ def main() -> None:
         epilog="example: python pipelines/import_weights.py model_final.pkl --out cityscapes --train-size 512x1024",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help=".pkl or .pth; nothing in it is executed")
-    parser.add_argument("--out", type=Path, metavar="C", help="checkpoint folder (default: the file's name)")
+    parser.add_argument("--out", metavar="C", help="checkpoint: a folder or s3:// address (default: the file's name)")
     parser.add_argument(
         "--train-size", type=image_size, metavar="HxW",
         help="crop of the training, if the pyramid pools over it: 512x1024 for Detectron2's Cityscapes models",
@@ -30,10 +30,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same: source, files, sha256")
     arguments = parser.parse_args()
 
+    from post_platform import storage
     from post_platform.training.imported import open_network, published_classes, read_classes, save_imported
 
-    out = (arguments.out or Path(arguments.file.stem)).resolve()
-    check_folder(out.parent, "--out")
+    out = storage.absolute(arguments.out or arguments.file.stem)
+    if not storage.is_remote(out):
+        check_folder(Path(out).parent, "--out")
     model, names = open_network(arguments.file, arguments.train_size, arguments.size_divisibility)
     number = model.arguments["num_classes"]
     classes = read_classes(arguments.classes, number) if arguments.classes else published_classes(number)
@@ -42,12 +44,12 @@ def main() -> None:
     kind = "depthwise separable" if facts["depthwise"] else "dense"
     parts = f"{kind}; {', '.join(facts['branches'])}" if facts["branches"] else "backbone for model.init_from"
     print(f"{arguments.file.name}: {facts['backbone']}, {number} classes, {parts}")
-    print(f"{len(names)} weights, all found their place ({out / 'mapping.json'})")
+    print(f"{len(names)} weights, all found their place ({storage.join(out, 'mapping.json')})")
     for name, digest in files.items():
         print(f"  {digest}  {name}")
     print(f"checkpoint: {out}")
     if arguments.json:
-        result = {"checkpoint": str(out), "arguments": facts, "weights": len(names), "sha256": files}
+        result = {"checkpoint": out, "arguments": facts, "weights": len(names), "sha256": files}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

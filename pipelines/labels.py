@@ -46,6 +46,8 @@ def print_contract(contract: Contract) -> None:
         print("  0: unknown, every class allowed; 255: void, every class allowed")
     else:
         print(f"  0: any class but {', '.join(contract.background.excludes)}; 255: void, every class allowed")
+    if codes := contract.ignore_codes():
+        print(f"  {min(codes)}..{max(codes)}: regions where objects of every class, or of one, are not judged; as void")
     width = max(len(native.name) for native in contract.classes)
     for native in contract.classes:
         kind = "thing" if native.has_instances else "thing without instances" if native.isthing else "stuff"

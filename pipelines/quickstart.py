@@ -10,6 +10,8 @@ from pathlib import Path
 import _paths
 from post_platform.command import check_folder, run
 from post_platform.config import RunConfig, load_config
+from post_platform.errors import ConfigError
+from post_platform.storage import is_remote
 
 DATASETS = ("kitti_mots", "kitti_step", "coco_panoptic")
 CONFIG = _paths.ROOT / "pipelines" / "configs" / "toycity.yaml"
@@ -20,11 +22,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python pipelines/quickstart.py --out quickstart"
     )
-    parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR", help="default: ./quickstart")
+    parser.add_argument("--out", default="quickstart", metavar="DIR", help="default: ./quickstart")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, seconds and peak memory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides of the training")
     arguments = parser.parse_intermixed_args()
-    out = arguments.out.resolve()
+    if is_remote(arguments.out):
+        raise ConfigError(f"--out {arguments.out}: the quickstart needs a folder of this machine")
+    out = Path(arguments.out).resolve()
     fixed = [f"data.root={out / 'shards'}", f"run.dir={out / 'runs'}", "data.datasets=[" + ",".join(DATASETS) + "]"]
     config = load_config(CONFIG, [*fixed, *arguments.overrides])
 

@@ -1,5 +1,6 @@
 """Damage after conversion: every kind is found, names its shard, and says how to write it again."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -7,14 +8,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from post_platform import storage
 from post_platform.cluster import connect
 from post_platform.errors import ConfigError, DataError
+from post_platform.shards import check as check_module
 from post_platform.shards.check import check
-from post_platform.shards.index import locate, read_split
+from post_platform.shards.index import INDEX_SCHEMA, encode_index, locate, read_split
+from post_platform.shards.planning import plan_conversion
 from post_platform.shards.write import convert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +37,8 @@ def pristine(tmp_path_factory):
             Image.fromarray(array.astype(np.uint8)).save(path)
     connect()
     root = tmp_path_factory.mktemp("shards")
-    convert("kitti_step", source, root, shard_bytes=2 * image.stat().st_size + 200)
+    (job,) = plan_conversion("kitti_step", source, root)
+    convert("kitti_step", source, root, shard_bytes=job.size // 2 + 100)
     return root
 
 
@@ -64,7 +69,7 @@ def test_truncated_shard(root):
         report.problems[0] == f"kitti_step/val/000001.tar: is {len(data) - 1600} bytes, the manifest says {len(data)}"
     )
     assert "kitti_step/val/000001.tar, sample 0002/000003" in report.problems[1]
-    assert "the shard is truncated" in report.problems[1]
+    assert report.problems[1].endswith(": the file is truncated")
     assert len(report.problems) == 2
     row = read_split(root, "kitti_step", "val").index.to_pylist()[3]
     with pytest.raises(DataError, match=r"000001.tar: ends after byte \d+, expected \d+: the file is truncated"):
@@ -76,8 +81,8 @@ def test_flipped_byte(root):
     data[600] ^= 1
     shard(root).write_bytes(data)
     assert check(root, "kitti_step", "val").problems == (
-        "kitti_step/val/000001.tar: SHA-256 differs from the manifest",
         "kitti_step/val/000001.tar, sample 0002/000002: checksum differs from the index",
+        "kitti_step/val/000001.tar: SHA-256 differs from the manifest",
     )
 
 
@@ -123,7 +128,7 @@ def test_paths_a_user_may_name(root):
 
 
 def test_script_draws_and_reports(root):
-    whole = script(root / "kitti_step", "--figure", root / "sheet.png", "--json", root / "report.json")
+    whole = script(root / "kitti_step", "--full", "--figure", root / "sheet.png", "--json", root / "report.json")
     assert (whole.returncode, whole.stderr) == (0, "")
     assert whole.stdout.startswith("kitti_step/val: 4 frames in 2 shards: ok\n")
     assert Image.open(root / "sheet.png").width > 4 * 32
@@ -139,3 +144,56 @@ def test_script_names_shard_and_next_command(root):
     assert hint.startswith("  write it again: python pipelines/convert.py kitti_step --source ")
     assert hint.endswith(f" --out {root} --split val")
     assert "Traceback" not in damaged.stdout + damaged.stderr
+
+
+def rewrite(root, change):
+    """Replace the index by a changed one that the manifest vouches for."""
+    folder = root / "kitti_step/val"
+    rows = read_split(root, "kitti_step", "val").index.to_pylist()
+    change(rows)
+    parquet = encode_index(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    (folder / "index.parquet").write_bytes(parquet)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["index_sha256"] = hashlib.sha256(parquet).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda rows: rows[2].update(frame=0), "0002/000000 appears 2 times"),
+        (lambda rows: rows[2].update(frame=0), "0002/000000 comes after 000001"),
+        (lambda rows: rows[1].update(seconds_since_previous=None), "0002/000001 is None s after its predecessor"),
+        (lambda rows: rows[1].update(seconds_since_previous=-0.1), "0002/000001 is -0.1 s after its predecessor"),
+        (lambda rows: rows[0].update(seconds_since_previous=0.1), "0002/000000 is the first of its sequence"),
+        (lambda rows: rows[1].update(source_video="other"), "0002/000001 is of another source video"),
+        (lambda rows: rows[1].update(sequence="0006"), "the frames of a sequence are not contiguous"),
+        (lambda rows: rows[1].update(offset=512), "0002/000001 starts at 512, expected"),
+        (lambda rows: rows[3].update(length=512), "frames end at byte"),
+        (lambda rows: rows[3].update(height=99), "is (24, 32), the index says (99, 32)"),
+    ],
+)
+def test_index_that_contradicts_its_frames_or_itself(root, change, problem):
+    rewrite(root, change)
+    assert any(problem in line for line in check(root, "kitti_step", "val").problems)
+
+
+def test_a_sample_is_spread_evenly_and_full_finds_the_rest(root, monkeypatch):
+    monkeypatch.setattr(check_module, "SAMPLED_FRAMES", 2)
+    monkeypatch.setattr(check_module, "HASHED_BYTES", 1)
+    report = check(root, "kitti_step", "val")
+    assert (report.frames, report.decoded, report.shards, report.hashed, report.problems) == (4, 2, 2, 1, ())
+    data = bytearray(shard(root).read_bytes())
+    data[600] ^= 1  # frame 2 of 0..3, in the shard that is not hashed
+    shard(root).write_bytes(data)
+    assert check(root, "kitti_step", "val").problems == ()
+    full = check(root, "kitti_step", "val", full=True)
+    assert (full.decoded, full.hashed, len(full.problems)) == (4, 2, 2)
+
+
+def test_every_shard_is_measured_even_in_a_sample(root, monkeypatch):
+    monkeypatch.setattr(check_module, "SAMPLED_FRAMES", 1)
+    monkeypatch.setattr(check_module, "HASHED_BYTES", 1)
+    shard(root).write_bytes(shard(root).read_bytes()[:-1])
+    (problem,) = check(root, "kitti_step", "val").problems
+    assert "000001.tar: is " in problem

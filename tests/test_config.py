@@ -11,11 +11,11 @@ from post_platform.config import (
     MAY_CHANGE_ON_RESUME,
     RunConfig,
     TrainConfig,
-    WorkerRange,
     differences,
     dump_config,
     load_config,
 )
+from post_platform.config_values import WorkerRange
 from post_platform.errors import ConfigError
 
 BY_DESIGN = "by design no dataset has a number of its own"

@@ -111,10 +111,10 @@ def test_a_flipped_byte_is_named_and_replaced_by_position_and_attempt(root, capl
     found = loader.load(rows)
     assert loader.bad == 1
     (line,) = [entry.getMessage() for entry in caplog.records]
-    assert line == (
-        f"bad sample 1 of at most 3: kitti_step/train/000000.tar, sample {row['key']}: "
-        "cannot be read: checksum differs from the index"
+    assert line.startswith(
+        f"bad sample 1 of at most 3: kitti_step/train/000000.tar, sample {row['key']}: cannot be read: "
     )
+    assert line.endswith("have another CRC-32 than expected")
     chosen = mixture.replacement(row["position"], 1, 1)
     assert found.key[i] == f"kitti_step/{chosen['key']}" != f"kitti_step/{row['key']}"
     assert found.dataset[i] == 1

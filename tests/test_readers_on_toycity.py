@@ -5,7 +5,7 @@ import pytest
 
 from post_platform.datasets import reader
 from post_platform.labels import UNIDENTIFIED, label_problem, load_contract
-from post_platform.shards.write import plan_conversion
+from post_platform.shards.planning import plan_conversion
 from post_platform.toycity.layouts import write_all
 
 
@@ -50,7 +50,7 @@ def test_kitti_mots_text_and_png_agree(city):
 def test_train_and_val_share_no_recording(city, tmp_path):
     for dataset, source in city.items():
         videos = {
-            job.split: {ref.source_video for shard in job.shards for ref in shard}
+            job.split: {ref.source_video for shard in job.shards for ref in shard.frames}
             for job in plan_conversion(dataset, source, tmp_path)
         }
         assert videos["train"].isdisjoint(videos["val"])

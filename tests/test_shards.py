@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageOps
 
 from post_platform.datasets.frame import Label
 from post_platform.errors import DataError
@@ -190,3 +190,69 @@ def test_a_slice_is_one_sample_of_regular_files():
         archive.addfile(link)
     with pytest.raises(DataError, match="is not a file"):
         record.decode(buffer.getvalue())
+
+
+def tagged(orientation, kind="JPEG", height=8, width=16):
+    """A photograph whose left half is red, with a camera's orientation tag."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 250
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def red(stored):
+    """Where the stored image is red, as every reader sees it: those that obey the tag and those that do not."""
+    image = Image.open(io.BytesIO(stored.content))
+    plain = np.array(image.convert("RGB"))[..., 0] > 125
+    obedient = np.array(ImageOps.exif_transpose(image).convert("RGB"))[..., 0] > 125
+    np.testing.assert_array_equal(plain, obedient)
+    assert plain.shape == (stored.height, stored.width)
+    return plain
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_image_is_turned_only_if_the_label_fits_no_other_way(kind, lossless):
+    content = tagged(6, kind)  # to be shown turned clockwise by a quarter
+    as_stored = red(record.store_image(content, "here", lossless, (8, 16)))
+    assert as_stored.shape == (8, 16)
+    assert as_stored[:, :7].all()
+    assert not as_stored[:, 9:].any()
+    turned = red(record.store_image(content, "here", lossless, (16, 8)))
+    assert turned.shape == (16, 8)
+    assert turned[:7].all()
+    assert not turned[9:].any()
+
+
+@pytest.mark.parametrize("label_shape", [None, (8, 16)])
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_orientation_tag_goes_and_the_pixels_of_a_jpeg_stay(orientation, label_shape):
+    content = tagged(orientation)
+    stored = record.store_image(content, "here", label_shape=label_shape)
+    assert red(stored)[:, :7].all()
+    start = content.index(b"\xff\xe1")
+    length = int.from_bytes(content[start + 2 : start + 4], "big")
+    assert stored.content == content[:start] + content[start + 2 + length :]
+
+
+def test_jpeg_without_orientation_stays_byte_for_byte():
+    for content in (image_bytes(kind="JPEG"), tagged(1)):
+        assert record.store_image(content, "here", label_shape=(2, 3)).content == content
+
+
+def test_xmp_orientation_and_fill_bytes():
+    jpeg = image_bytes(kind="JPEG")
+    xmp = b"http://ns.adobe.com/xap/1.0/\0" + b'<x tiff:Orientation="6"/>'
+    segment = b"\xff\xff\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp  # two fill bytes in front
+    stored = record.store_image(jpeg[:2] + segment + jpeg[2:], "here")
+    assert Image.open(io.BytesIO(stored.content)).getexif().get(0x0112, 1) == 1
+    assert stored.content == jpeg
+
+
+def test_whole_masks_of_overlapping_objects_are_kept():
+    label = Label(CLASSES, INSTANCES, {"1/1": 17}, {"1/1": "02"})
+    frame = record.decode(record.encode("0002/000007", record.store_image(image_bytes(), "here"), label, FACTS))
+    assert frame.meta["masks"] == {"1/1": {"size": [2, 3], "counts": "02"}}

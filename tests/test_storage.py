@@ -1,58 +1,18 @@
-"""Local folders and S3 behave alike; S3 is a dictionary behind the client's own method names."""
+"""Local folders and S3 behave alike."""
 
-import io
 import os
 
 import pytest
-from botocore.exceptions import ClientError
 
 from post_platform import storage
 from post_platform.errors import DataError
 
-
-class Bucket:
-    """The six calls that storage makes, answered as S3 does (two keys per page)."""
-
-    def __init__(self):
-        self.objects = {}
-
-    def put_object(self, Bucket, Key, Body):
-        self.objects[Key] = bytes(Body)
-
-    def get_object(self, Bucket, Key, Range=None):
-        if Key not in self.objects:
-            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
-        first, last = map(int, Range.removeprefix("bytes=").split("-")) if Range else (0, 1 << 40)
-        return {"Body": io.BytesIO(self.objects[Key][first : last + 1])}
-
-    def delete_object(self, Bucket, Key):
-        self.objects.pop(Key, None)
-
-    def list_objects_v2(self, Bucket, Prefix, MaxKeys):
-        return {"Contents": [{"Key": key} for key in sorted(self.objects) if key.startswith(Prefix)][:MaxKeys]}
-
-    def get_paginator(self, name):
-        assert name == "list_objects_v2"
-        return self
-
-    def paginate(self, Bucket, Prefix, Delimiter):
-        inside = sorted(key for key in self.objects if key.startswith(Prefix))
-        names = [key.removeprefix(Prefix) for key in inside]
-        yield {"Contents": [{"Key": Prefix + name} for name in names if "/" not in name]}
-        yield {
-            "CommonPrefixes": [
-                {"Prefix": f"{Prefix}{name}/"} for name in sorted({n.split("/")[0] for n in names if "/" in n})
-            ]
-        }
+pytest_plugins = ("s3_server",)
 
 
 @pytest.fixture(params=["local", "s3"])
-def root(request, tmp_path, monkeypatch):
-    if request.param == "local":
-        return str(tmp_path)
-    bucket = Bucket()
-    monkeypatch.setattr(storage, "_client", lambda: bucket)
-    return "s3://bucket/prefix"
+def root(request, tmp_path):
+    return str(tmp_path / "root") if request.param == "local" else f"s3://{request.getfixturevalue('bucket')}/prefix"
 
 
 def test_write_read_list_delete(root):
@@ -64,22 +24,82 @@ def test_write_read_list_delete(root):
     assert storage.exists(storage.join(root, "a"))
     assert not storage.exists(storage.join(root, "a", "b"))  # a prefix of a name is no file
     assert storage.read_bytes(path) == b"0123456789"
+    assert storage.read_bytes(storage.join(root, "c.bin")) == b""
     assert storage.read_range(path, 3, 4) == b"3456"
+    assert storage.read_range(path, 3, 0) == b""
+    assert storage.size(path) == 10
     assert storage.list_names(root) == ["a", "c.bin"]
     assert storage.list_names(storage.join(root, "a")) == ["b.bin"]
-    assert storage.list_names(storage.join(root, "none")) == []
+    assert storage.list_files(root) == ["a/b.bin", "c.bin"]
+    assert storage.list_names(storage.join(root, "none")) == storage.list_files(storage.join(root, "none")) == []
     storage.delete(path)
     storage.delete(path)
     assert not storage.exists(path)
 
 
-def test_missing_and_short_files_are_named(root):
+def test_missing_and_short_files_are_named(root, tmp_path):
     path = storage.join(root, "x.tar")
-    with pytest.raises(DataError, match=r"x.tar: not found"):
-        storage.read_bytes(path)
+    for action in (storage.read_bytes, storage.size, storage.modified, lambda path: storage.read_range(path, 0, 1)):
+        with pytest.raises(DataError, match=r"/x.tar: not found$"):
+            action(path)
+    with pytest.raises(DataError, match=r"/x.tar: not found$"):
+        storage.download(path, tmp_path / "copy.tar")
+    assert not (tmp_path / "copy.tar").exists()
     storage.write_bytes(path, b"0123")
     with pytest.raises(DataError, match=r"x.tar: ends after byte 4, expected 12: the file is truncated"):
         storage.read_range(path, 2, 10)
+
+
+def test_a_range_is_compared_with_its_checksum(root, monkeypatch):
+    monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.001)
+    path = storage.join(root, "x.tar")
+    storage.write_bytes(path, b"..123456789..")
+    assert storage.read_range(path, 2, 9, crc32=0xCBF43926) == b"123456789"  # the check value of CRC-32 itself
+    with pytest.raises(DataError, match=r"x.tar: bytes 1-9 have another CRC-32 than expected"):
+        storage.read_range(path, 1, 9, crc32=0xCBF43926)
+
+
+def test_files_go_there_and_back(root, tmp_path):
+    path = storage.join(root, "runs", "weights.bin")
+    (tmp_path / "mine").write_bytes(b"0123")
+    storage.upload_file(tmp_path / "mine", path)
+    assert storage.read_bytes(path) == b"0123"
+    (tmp_path / "copy").write_bytes(b"an older and longer one")
+    storage.download(path, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"0123"
+    with pytest.raises(DataError, match=rf"^{tmp_path}/none: not found$"):
+        storage.upload_file(tmp_path / "none", path)
+    assert storage.read_bytes(path) == b"0123"
+
+
+def test_a_file_appears_when_it_is_written_whole(root):
+    path = storage.join(root, "000000.tar")
+    storage.write_bytes(path, b"old")
+    with pytest.raises(DataError, match="no such frame"), storage.writing(path) as file:
+        write_and_fail(file)
+    assert storage.read_bytes(path) == b"old"
+    with storage.writing(path) as file:
+        file.write(b"new")
+        assert storage.read_bytes(path) == b"old"
+    assert storage.read_bytes(path) == b"new"
+    assert storage.list_names(root) == ["000000.tar"]
+
+
+def write_and_fail(file):
+    file.write(b"half")
+    raise DataError("no such frame")
+
+
+def test_when_a_file_was_written_is_known_to_the_second(root, tmp_path):
+    (tmp_path / "before").touch()
+    storage.write_bytes(storage.join(root, "after"), b"")
+    assert abs(storage.modified(storage.join(root, "after")) - storage.modified(tmp_path / "before")) < 5
+
+
+def test_room_is_known_where_it_ends(tmp_path):
+    disk = os.statvfs(tmp_path)
+    assert storage.free_bytes(tmp_path / "not" / "there") == pytest.approx(disk.f_bavail * disk.f_frsize, rel=0.1)
+    assert storage.free_bytes("s3://bucket/prefix") is None
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -94,14 +114,4 @@ def test_absolute_is_the_same_place_for_every_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("shards") == str(tmp_path / "shards")
     assert storage.absolute("s3://bucket/prefix/") == "s3://bucket/prefix"
-
-
-def test_refused_access_says_so_without_credentials(monkeypatch):
-    class Refusing:
-        def get_object(self, **_):
-            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "secret"}}, "GetObject")
-
-    monkeypatch.setattr(storage, "_client", Refusing)
-    with pytest.raises(DataError, match="s3://bucket/key: AccessDenied") as error:
-        storage.read_bytes("s3://bucket/key")
-    assert "secret" not in str(error.value)
+    assert storage.absolute("s3://bucket/") == "s3://bucket"

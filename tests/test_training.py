@@ -19,7 +19,8 @@ from post_platform.config import load_config
 from post_platform.errors import ConfigError, DataError, PostError
 from post_platform.training import checkpoint, ledger
 from post_platform.training.job import plan_of
-from post_platform.training.launch import prepare, splits_of, train
+from post_platform.training.launch import prepare, train
+from post_platform.training.splits import splits_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ("coco_panoptic", "kitti_mots", "kitti_step")

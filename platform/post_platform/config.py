@@ -5,26 +5,33 @@ By design nothing here belongs to a single dataset: there is no slot for a datas
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import Field, ValidationError, create_model, model_validator
 
-from post_platform.config_text import BRANCH_WEIGHTS, BRANCHES, BY_DESIGN, read_file, read_overrides, write
-from post_platform.errors import ConfigError, nearest
-from post_platform.labels import available
+from post_platform.config_text import BRANCH_WEIGHTS, BRANCHES, read_file, read_overrides, write
+from post_platform.config_values import (
+    Branches,
+    Config,
+    Count,
+    CropSize,
+    Datasets,
+    Factors,
+    Folder,
+    Integer,
+    Location,
+    NotNegative,
+    Number,
+    Positive,
+    RunName,
+    Steps,
+    TrackingUri,
+    Workers,
+)
+from post_platform.errors import ConfigError
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {"train.steps", "train.workers", "train.log_every", "mlflow.uri", "mlflow.experiment", "log.live"}
@@ -32,136 +39,26 @@ MAY_CHANGE_ON_RESUME = frozenset(
 """Keys that may differ from those a run was started with; every other difference refuses to resume."""
 
 
-def _number(value: object) -> object:
-    """Refuse yes/no, which Python would count as 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-def _sequence(value: object) -> object:
-    """Read `a,b` and a single value as a list."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
-    return [value] if isinstance(value, int | float) else value
-
-
-def _location(value: str) -> str:
-    """Make a path absolute, because Ray's workers have another working directory; leave s3:// and the like."""
-    return value if "://" in value else str(Path(value).expanduser().resolve())
-
-
-def _folder(value: str) -> str:
-    if "://" in value:
-        raise ValueError("must be a folder, one that every worker shares")
-    return _location(value)
-
-
-def _tracking_uri(value: str) -> str:
-    """Make an MLflow address absolute; a bare `*.db` file is sqlite."""
-    scheme, colon, rest = value.partition(":///")
-    if colon and scheme == "sqlite":
-        return f"sqlite:///{_location(rest)}"
-    if "://" not in value and value.endswith((".db", ".sqlite")):
-        return f"sqlite:///{_location(value)}"
-    if "://" not in value or value.startswith("file:"):
-        raise ValueError("must be http(s)://, sqlite:/// or a *.db file: MLflow keeps runs in a database")
-    return value
-
-
-def _workers(value: object) -> object:
-    """Say in one sentence what a number of workers may be, instead of one complaint per alternative."""
-    _number(value)
-    if value is None or (isinstance(value, int) and value >= 1) or isinstance(value, WorkerRange):
-        return value
-    if isinstance(value, Mapping) and set(value) == {"min", "max"}:
-        low, high = value["min"], value["max"]
-        if type(low) is int and type(high) is int and 1 <= low <= high:
-            return WorkerRange(min=low, max=high)
-    raise ValueError("must be a number >= 1, or {min: a, max: b} with 1 <= a <= b")
-
-
-def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError("must be (smallest, largest)")
-    return pair
-
-
-def _multiples_of_16(size: tuple[int, int]) -> tuple[int, int]:
-    if any(side % 16 for side in size):
-        raise ValueError("must be multiples of 16, the stride of the backbone")
-    return size
-
-
-def _datasets(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if names == ():
-        raise ValueError("must name at least one dataset; leave it out for every converted one")
-    for name in names or ():
-        if name not in available():
-            raise ValueError(f"unknown dataset {name!r}{nearest(name, available())}")
-        if names and names.count(name) > 1:
-            raise ValueError(f"{name!r} is named twice; {BY_DESIGN}")
-    return names
-
-
-def _branches(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if name not in BRANCH_WEIGHTS:
-            raise ValueError(f"no branch {name!r}; valid: {', '.join(BRANCH_WEIGHTS)}")
-    if missing := [name for name in BRANCHES[:3] if name not in names]:
-        raise ValueError(f"must hold {', '.join(missing)}: a panoptic result needs semantic, center and offset")
-    return tuple(name for name in dict.fromkeys((*BRANCHES, *BRANCH_WEIGHTS)) if name in names)
-
-
-def _run_name(value: str) -> str:
-    if not re.fullmatch(r"\w[\w.+-]*", value):
-        raise ValueError("must be a folder's name: letters, digits, and . _ + - after the first")
-    return value
-
-
-Integer = Annotated[int, BeforeValidator(_number)]
-Number = Annotated[float, BeforeValidator(_number)]
-Count = Annotated[Integer, Field(ge=1)]
-Weight = Annotated[Number, Field(ge=0)]
-Positive = Annotated[Number, Field(gt=0)]
-Location = Annotated[str, AfterValidator(_location)]
-Listed = BeforeValidator(_sequence)
-
-
-class Config(BaseModel):
-    """A frozen part of the configuration, in which an unknown key, an infinite or a non-number is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class WorkerRange(Config):
-    """An elastic number of training workers."""
-
-    min: int
-    max: int
-
-
 class DataConfig(Config):
     """Which frames, in which mixture, and how they are augmented; the same for every dataset."""
 
     root: Location = Field(default="./shards", description="Folder or s3:// address that holds DATASET/SPLIT.")
-    datasets: Annotated[tuple[str, ...] | None, Listed, AfterValidator(_datasets)] = Field(
+    datasets: Datasets = Field(
         default=None, description="Names of converted datasets; default: every one under the root."
     )
     train_split: str = Field(default="train", description="Split that is trained on.")
     val_split: str = Field(default="val", description="Split that is scored.")
+    allow_shared_videos: bool = Field(
+        default=False, description="Score also on videos that are trained on, as the same recording in another dataset."
+    )
     alpha: Number = Field(
         default=0.0, ge=0, le=1, description="Share of a dataset ~ (its frames)^alpha; one rule for all."
     )
-    crop: Annotated[tuple[Count, Count], Listed, AfterValidator(_multiples_of_16)] = Field(
-        default=(512, 1024), description="Height and width of a training crop, pixels."
-    )
-    scale: Annotated[tuple[Positive, Positive], Listed, AfterValidator(_ascending)] = Field(
-        default=(0.5, 2.0), description="Smallest and largest factor of the random resize."
-    )
+    crop: CropSize = Field(default=(512, 1024), description="Height and width of a training crop, pixels.")
+    scale: Factors = Field(default=(0.5, 2.0), description="Smallest and largest factor of the random resize.")
     flip: bool = Field(default=True, description="Mirror half of the clips.")
     photometric: bool = Field(default=True, description="Vary brightness, contrast and colour, per frame.")
-    stride: Annotated[tuple[Count, Count], Listed, AfterValidator(_ascending)] = Field(
+    stride: Steps = Field(
         default=(1, 1), description="Smallest and largest distance between the frames of a pair, in frames."
     )
     still_motion: bool = Field(default=True, description="Invent the previous frame of a frame that has none.")
@@ -178,9 +75,7 @@ class ModelConfig(Config):
         default="resnet50", description="`small` is fit for a CPU."
     )
     depthwise: bool = Field(default=True, description="Depthwise separable convolutions in the decoders.")
-    branches: Annotated[tuple[str, ...], Listed, AfterValidator(_branches)] = Field(
-        default=BRANCHES, description="Outputs; prev_offset (tracking) may be left out."
-    )
+    branches: Branches = Field(default=BRANCHES, description="Outputs; prev_offset (tracking) may be left out.")
     norm: Literal["auto", "batch", "sync", "frozen", "group"] = Field(
         default="auto",
         description="Normalisation; auto: by the hardware; frozen: imported statistics stay as they are.",
@@ -198,7 +93,7 @@ class LossSettings(Config):
 
     hard_fraction: Number = Field(default=0.2, gt=0, le=1, description="Share of each sample's pixels, hardest first.")
     center_sigma: Positive = Field(default=8.0, description="Width of a centre's Gaussian, pixels of the crop.")
-    small_area: Weight = Field(default=4096, description="Objects below this many pixels of the crop are small.")
+    small_area: NotNegative = Field(default=4096, description="Objects below this many pixels of the crop are small.")
     small_weight: Positive = Field(default=3.0, description="Weight of small objects' pixels in the semantic loss.")
 
 
@@ -209,7 +104,7 @@ else:
         "LossConfig",
         __base__=LossSettings,
         **{
-            name: (Weight, Field(default=weight, description=f"Weight of the {name} branch's loss."))
+            name: (NotNegative, Field(default=weight, description=f"Weight of the {name} branch's loss."))
             for name, weight in BRANCH_WEIGHTS.items()
         },
     )
@@ -219,7 +114,7 @@ class OptimConfig(Config):
     """The optimiser and its schedule, in steps."""
 
     lr: Positive = Field(default=1e-3, description="Learning rate after the warm-up.")
-    weight_decay: Weight = Field(default=0.0, description="Decoupled weight decay.")
+    weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
     warmup_steps: Annotated[Integer, Field(ge=0)] = Field(default=0, description="Steps of linear warm-up.")
     schedule: Literal["poly", "constant"] = Field(default="poly", description="poly: to 0 at the last step, power 0.9.")
     clip: Positive | None = Field(default=None, description="Largest norm of the gradient.")
@@ -230,7 +125,7 @@ class TrainConfig(Config):
 
     steps: Count = Field(default=60_000, description="Optimiser steps.")
     global_batch: Count = Field(default=32, description="Pairs per step, over all workers.")
-    workers: Annotated[int | WorkerRange | None, BeforeValidator(_workers)] = Field(
+    workers: Workers = Field(
         default=None,
         description="Number, or {min, max}: what Ray has room for; default: one per GPU, two on CPU.",
     )
@@ -260,16 +155,14 @@ class EvalConfig(Config):
 class RunNameConfig(Config):
     """Where a run's files go; the same name resumes."""
 
-    dir: Annotated[str, AfterValidator(_folder)] = Field(
-        default="./runs", description="Folder of all runs, shared by every worker."
-    )
-    name: Annotated[str, AfterValidator(_run_name)] = Field(default="post", description="This run.")
+    dir: Folder = Field(default="./runs", description="Folder of all runs, shared by every worker.")
+    name: RunName = Field(default="post", description="This run.")
 
 
 class MlflowConfig(Config):
     """Where experiments are logged."""
 
-    uri: Annotated[str, AfterValidator(_tracking_uri)] | None = Field(
+    uri: TrackingUri | None = Field(
         default=None, description="Tracking server or database; default: sqlite in run.dir."
     )
     experiment: str = Field(default="post", min_length=1, description="Experiment that the run belongs to.")

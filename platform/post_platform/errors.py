@@ -30,6 +30,10 @@ class DataError(PostError):
     """A dataset, shard, label or image that is missing, malformed or damaged."""
 
 
+class StorageError(DataError):
+    """An object store that refuses, or that still fails after every retry; the object itself may be whole."""
+
+
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     """Say which valid names are closest to `name`: '; did you mean a, b?', or list all when none is close."""
     names = sorted(valid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pyarrow as pa
 from post_platform import storage
 from post_platform.data.augment import Augmentation, Frame, augment
 from post_platform.data.plan import Plan
-from post_platform.errors import DataError
+from post_platform.errors import DataError, StorageError
 from post_platform.labels import load_contract
 from post_platform.shards import record
 
@@ -73,6 +72,7 @@ class ClipLoader:
 
         Raises:
             DataError: more than `max_bad_samples` samples could not be read.
+            StorageError: the store of the shards does not answer, or refuses; no replacement would help.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
@@ -104,6 +104,8 @@ class ClipLoader:
                 if prev is not None and prev.classes.shape != now.classes.shape:
                     raise DataError(f"{name}, sample {row['key']}: {now.classes.shape} after {prev.classes.shape}")
                 return *augment(now, prev, self.rules, row["seed"]), f"{name}/{row['key']}"
+            except StorageError:
+                raise
             except DataError as error:
                 with self._lock:
                     self.bad += 1
@@ -133,15 +135,16 @@ def read_frame(folder: str, place: Mapping[str, Any], sample: str) -> record.Rec
 
     Raises:
         DataError: naming dataset, shard and sample, when the bytes are not those that were written.
+        StorageError: the store they are in does not answer, or refuses.
     """
     dataset = folder.rsplit("/", 1)[0]
     shard = "/".join([*folder.rsplit("/", 2)[1:], place["shard"]])
     hint = f"see what is damaged: python pipelines/check.py {dataset}"
     try:
-        data = storage.read_range(storage.join(folder, place["shard"]), place["offset"], place["length"])
-        if zlib.crc32(data) != place["crc32"]:
-            raise DataError("checksum differs from the index")
-        return record.decode(data)
+        path = storage.join(folder, place["shard"])
+        return record.decode(storage.read_range(path, place["offset"], place["length"], place["crc32"]))
+    except StorageError:  # the store is away: no fault of this sample
+        raise
     except (OSError, DataError) as error:
         raise DataError(f"{shard}, sample {sample}: cannot be read: {error}", hint) from error
 

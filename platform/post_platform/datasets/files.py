@@ -16,6 +16,7 @@ from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192; the largest official frame is 3840 x 2160
+MAX_IMAGE_BYTES = 1 << 28
 MAX_JSON_BYTES = 1 << 31  # the largest official annotation file is below 1 GB
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -98,9 +99,10 @@ def decode_label_png(content: Path | bytes, where: str, *modes: PngMode) -> NDAr
     Shape: (H, W) uint16 for `I;16`, (H, W) uint8 for `P` and `L`, (H, W, 3) or (H, W, 4) uint8 for `RGB` and `RGBA`.
     Raises: DataError naming `where`.
     """
+    content = content if isinstance(content, bytes) else read_image_file(content, where)
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=("PNG",)) as image:
-            bits = _bits_per_channel(content)
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            bits = content[24]  # of the header, known to be whole by now
             if not any(image.mode in STORED[mode][0] and bits in STORED[mode][1] for mode in modes):
                 got = f"{image.mode}, {bits} bits per channel" if bits == 16 and image.mode != "I;16" else image.mode
                 raise DataError(f"{where}: label is a PNG of mode {got}, must be {' or '.join(modes)}")
@@ -114,18 +116,28 @@ def decode_label_png(content: Path | bytes, where: str, *modes: PngMode) -> NDAr
     return values.astype(np.uint16) if bits == 16 else values
 
 
-def _bits_per_channel(content: Path | bytes) -> int:
-    """Of a PNG whose header is known to be whole: the ninth byte of its first chunk."""
-    if isinstance(content, bytes):
-        return content[24]
-    with open(content, "rb") as file:
-        return file.read(25)[24]
+def read_image_file(path: Path, where: str) -> bytes:
+    """The bytes of an image file, never more than an image has.
+
+    Decoders get bytes, not files: asked for a chunk that claims gigabytes, a file sets the memory aside at once.
+
+    Raises: DataError naming `where` when it cannot be read or is too large.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{where}: {path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_IMAGE_BYTES:
+        raise DataError(f"{where}: {path} is larger than {MAX_IMAGE_BYTES} bytes")
+    return content
 
 
 def image_size(path: Path, where: str) -> tuple[int, int]:
     """Height and width of an image, from its header. Raises: DataError naming `where` when it has none."""
+    content = read_image_file(path, where)
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as opened:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as opened:
             return opened.height, opened.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: image cannot be read: {' '.join(str(error).split())}") from error

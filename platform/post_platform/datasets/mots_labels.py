@@ -13,6 +13,7 @@ from post_platform.datasets.frame import FrameRef, Label
 from post_platform.datasets.masks import decode_mask
 from post_platform.errors import DataError
 from post_platform.labels import VOID, load_contract
+from post_platform.runs import distinct
 
 IGNORE = 10  # 10000, and whatever else has class 10
 
@@ -24,14 +25,14 @@ def label(dataset: str, ref: FrameRef) -> Label:
     """
     where = f"{dataset} {ref.key}"
     if isinstance(ref.label, Path):
-        values = decode_label_png(ref.label, where, "I;16").astype(np.int64)
+        values = decode_label_png(ref.label, where, "I;16").astype(np.uint16, copy=False)
     else:
         assert isinstance(ref.label, tuple)
         values = _paint(ref.label, ref.image, where)
     names = {entry.id: entry.name for entry in load_contract(dataset).classes}
     classes, instances = np.zeros(1 << 16, np.uint8), np.zeros(1 << 16, np.uint16)
     native_ids: dict[str, int] = {}
-    for value in np.flatnonzero(np.bincount(values.ravel(), minlength=1 << 16)).tolist():
+    for value in distinct(values).tolist():
         class_id, instance = divmod(value, 1000)
         if class_id == IGNORE:
             classes[value] = VOID
@@ -41,7 +42,7 @@ def label(dataset: str, ref: FrameRef) -> Label:
         elif value != 0:
             known = ", ".join(f"{number} {name}" for number, name in names.items())
             raise DataError(f"{where}: value {value} has class {class_id}, must be {known} or {IGNORE} ignore")
-    return Label(classes[values], instances[values], native_ids)
+    return Label(classes.take(values), instances.take(values), native_ids)
 
 
 def sequence_labels(
@@ -66,10 +67,10 @@ def sequence_labels(
     return {frame: tuple(listed) for frame, listed in lines.items()}
 
 
-def _paint(lines: tuple[str, ...], image: Path, where: str) -> NDArray[np.int64]:
+def _paint(lines: tuple[str, ...], image: Path, where: str) -> NDArray[np.uint16]:
     """The 16-bit label image that the text lines of one frame describe; its size is the image's."""
     height, width = image_size(image, where)
-    values = np.zeros((height, width), np.int64)
+    values = np.zeros((height, width), np.uint16)
     for line in lines:
         fields = line.split()
         if len(fields) != 6 or not all(field.isdecimal() and len(field) < 10 for field in fields[:5]):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from post_platform.labels.contract import Contract
 from post_platform.labels.taxonomy import VOID, taxonomy
+from post_platform.runs import distinct
 
 UNIDENTIFIED = 65535  # a thing pixel without identity: crowd, group, untracked
 
@@ -74,15 +75,14 @@ def legal_classes(contract: Contract) -> NDArray[np.bool_]:
 
 def label_problem(contract: Contract, classes: NDArray[np.uint8], instances: NDArray[np.uint16]) -> str | None:
     """Say what is illegal in a pair of label maps under this contract, or None when nothing is."""
-    present = np.flatnonzero(np.bincount(classes.ravel(), minlength=256))
+    present = distinct(classes)
     unknown = present[~legal_classes(contract)[present]]
     if unknown.size:
         return f"class id {', '.join(map(str, unknown[:5].tolist()))} is not in the contract of {contract.dataset}"
-    stray = classes[(instances > 0) & ~thing_table(contract)[classes]]
-    if stray.size:
-        return (
-            f"class id {int(stray[0])} has no instances in {contract.dataset}, but {stray.size} of its pixels carry one"
-        )
+    stray = (~thing_table(contract)).take(classes) & (instances > 0)
+    if stray.any():
+        first, count = int(classes[stray][0]), int(stray.sum())
+        return f"class id {first} has no instances in {contract.dataset}, but {count} of its pixels carry one"
     return None
 
 

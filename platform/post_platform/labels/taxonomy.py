@@ -72,7 +72,7 @@ def read_yaml(path: Path, kind: str) -> dict[str, object]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{kind} {path.name}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{kind} {path.name}: is a {type(content).__name__}, must be a mapping")

@@ -9,6 +9,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ from post_platform.errors import ConfigError, DataError, nearest
 from post_platform.labels import available, load_contract
 
 FORMAT = "post-shards/1"
+MAX_SLICE_BYTES = 1 << 29  # of one frame
 INDEX_SCHEMA = pa.schema(
     [
         ("sequence", pa.string()),
@@ -75,10 +77,12 @@ def read_split(root: storage.Location, dataset: str, split: str) -> Split:
     again = convert_command(dataset, split, root)
     contract = load_contract(dataset)
     if not storage.exists(storage.join(folder, "manifest.json")):
-        found = converted(root).get(dataset, [])
-        raise DataError(f"{where}: not converted under {root}; converted: {', '.join(found) or 'no split'}", hint=again)
+        others = ", ".join(converted(root).get(dataset, [])) or "no split"
+        raise DataError(f"{where}: not converted under {root}; converted: {others}", hint=again)
     try:
         manifest = json.loads(storage.read_bytes(storage.join(folder, "manifest.json")))
+        if not isinstance(manifest, dict):
+            raise DataError(f"{where}: manifest.json is not a JSON object", hint=again)
         if manifest["format"] != FORMAT:
             raise DataError(f"{where}: format is {manifest['format']!r}, this version reads {FORMAT!r}", hint=again)
         if manifest["contract"] != contract.native_hash():
@@ -88,10 +92,37 @@ def read_split(root: storage.Location, dataset: str, split: str) -> Split:
         parquet = storage.read_bytes(storage.join(folder, "index.parquet"))
         if hashlib.sha256(parquet).hexdigest() != manifest["index_sha256"]:
             raise DataError(f"{where}: index.parquet is damaged: its SHA-256 is not the manifest's", hint=again)
-        index = pq.read_table(io.BytesIO(parquet)).cast(INDEX_SCHEMA)
-    except (KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
+        file = pq.ParquetFile(io.BytesIO(parquet))
+        if file.metadata.num_rows != manifest["frames"]:  # before a small file may become a large table
+            raise DataError(
+                f"{where}: index.parquet has {file.metadata.num_rows} rows, the manifest says {manifest['frames']}",
+                hint=again,
+            )
+        found = Split(dataset, split, folder, file.read().cast(INDEX_SCHEMA), manifest)
+        _require_possible_ranges(found, again)
+    except (KeyError, TypeError, ValueError, RecursionError, OSError, pa.ArrowException) as error:
         raise DataError(f"{where}: manifest.json or index.parquet is malformed: {error!r}", hint=again) from error
-    return Split(dataset, split, folder, index, manifest)
+    return found
+
+
+def _require_possible_ranges(found: Split, again: str) -> None:
+    """Raises: DataError for a row whose range is negative, no slice, or of a file outside the split."""
+    shards = {str(shard["name"]): int(shard["size"]) for shard in found.manifest["shards"]}
+    names = found.index["shard"].combine_chunks().dictionary_encode()
+    foreign = [name for name in names.dictionary.to_pylist() if name not in shards or "/" in name]
+    if foreign:
+        raise DataError(f"{found.dataset}/{found.split}: index.parquet names the unknown shard {foreign[0]!r}", again)
+    sizes = np.array([shards[name] for name in names.dictionary.to_pylist()], np.int64)
+    offset, length = (found.index[name].to_numpy() for name in ("offset", "length"))
+    ends = sizes[names.indices.to_numpy()] if len(sizes) else offset
+    wrong = np.flatnonzero((offset < 0) | (length < 1) | (length > MAX_SLICE_BYTES) | (offset > ends - length))
+    if wrong.size:
+        row = int(wrong[0])
+        raise DataError(
+            f"{found.dataset}/{found.split}: index.parquet, row {row}: bytes {offset[row]} to "
+            f"{offset[row] + length[row]} of {found.index['shard'][row].as_py()} cannot be a frame",
+            hint=again,
+        )
 
 
 def converted(root: storage.Location) -> dict[str, list[str]]:

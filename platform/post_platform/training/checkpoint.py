@@ -1,15 +1,22 @@
-"""Checkpoint folders that are whole or do not exist: MANIFEST.json with every file's sha256 is written last."""
+"""Checkpoint folders that are whole or do not exist: MANIFEST.json with every file's sha256 is written last.
+
+On S3 as on disk: a copy there ends with its manifest too, and is used through a verified copy here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from post_platform import storage
 from post_platform.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +85,72 @@ def verify(path: Path) -> None:
             raise DataError(f"checkpoint {path}: {name} is damaged (sha256 {got[:12]}, expected {expected[:12]})", hint)
 
 
+def fetch(location: storage.Location) -> Path:
+    """A checkpoint as a folder of this machine: itself, or a whole and verified copy of one on S3.
+
+    Copies stay in the user's cache, named by the address and the manifest, so each is transferred once per machine.
+
+    Raises:
+        DataError: there is no checkpoint, or a file is missing or damaged, by name.
+    """
+    if not storage.is_remote(location):
+        return Path(storage.absolute(location))
+    source = storage.absolute(location)
+    try:
+        content = storage.read_bytes(storage.join(source, MANIFEST))
+        names = list(json.loads(content)["files"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"checkpoint {source}: {MANIFEST} is damaged") from error
+    except DataError as error:
+        if not str(error).endswith("not found"):
+            raise
+        raise DataError(f"{source} is not a checkpoint, or not a whole one: it has no {MANIFEST}") from error
+    if strange := [name for name in names if not re.fullmatch(r"\w[\w.-]*", name)]:
+        raise DataError(f"checkpoint {source}: {MANIFEST} lists {strange[0]!r}, which is no file's name")
+    copy = _cache() / hashlib.sha256(source.encode() + content).hexdigest()[:32]
+    if (copy / MANIFEST).is_file():
+        try:
+            verify(copy)
+            return copy
+        except DataError:
+            shutil.rmtree(copy)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=copy.parent, prefix=".partial."))
+    try:
+        for name in names:
+            storage.download(storage.join(source, name), partial / name)
+        (partial / MANIFEST).write_bytes(content)
+        verify(partial)
+        with contextlib.suppress(OSError):  # another process of this machine was first
+            os.rename(partial, copy)
+    except DataError as error:
+        raise DataError(str(error).replace(str(partial), source), f"copy it there again: {source}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return copy
+
+
+def fetch_file(location: storage.Location) -> Path:
+    """A file of weights on this machine: itself, or a verified copy of one on S3. Raises: DataError naming it."""
+    if not storage.is_remote(location):
+        return Path(storage.absolute(location))
+    source = storage.absolute(location)
+    version = f"{source} {storage.size(source)} {storage.modified(source)}"
+    copy = _cache() / hashlib.sha256(version.encode()).hexdigest()[:32] / source.rpartition("/")[2]
+    if not copy.is_file():
+        storage.download(source, copy)
+    return copy
+
+
+def publish(folder: Path, target: storage.Location) -> None:
+    """Copy a whole checkpoint to S3, the manifest last: until then there is none. Raises: DataError naming the file."""
+    verify(folder)
+    storage.delete(storage.join(target, MANIFEST))
+    for name in json.loads((folder / MANIFEST).read_text())["files"]:
+        storage.upload_file(folder / name, storage.join(target, name))
+    storage.upload_file(folder / MANIFEST, storage.join(target, MANIFEST))
+
+
 def read_state(path: Path) -> dict:
     """The run's state at this checkpoint: step, position, seed, ledger hash, resolved config, MLflow run id."""
     return json.loads((path / "state.json").read_text())
@@ -94,3 +167,7 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "post-platform" / "checkpoints"

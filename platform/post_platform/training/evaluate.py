@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from post_model.network import Post
 from post_model.predictor import Predictor, Tracking
 from post_model.weights import ModelCard, load_model
+from post_platform import storage
 from post_platform.data.load import read_frame
 from post_platform.errors import DataError, PostError
 from post_platform.labels import Contract, load_contract
@@ -94,14 +94,17 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
     split = sequence.split
     rows = split.index.slice(sequence.start, sequence.stop - sequence.start).to_pylist()
     natives, state = native_ids(contract), None
+    scored = np.arange(256, dtype=np.uint8)
+    scored[list(contract.ignore_codes())] = VOID  # regions where objects must not be judged
     for row in rows:
         truth = read_frame(split.folder, row, f"{row['sequence']}/{row['frame']:06d}")
         (result,), (state,) = predictor.step([truth.image], [state])
         if not row["labelled"]:
             continue
         classes, tracks = natives[result.classes.cpu().numpy()], result.tracks.cpu().numpy()
+        truth_classes = scored[truth.classes]
         table = frame_table(
-            split.dataset, row["sequence"], row["frame"], truth.classes, truth.instances, classes, tracks
+            split.dataset, row["sequence"], row["frame"], truth_classes, truth.instances, classes, tracks
         )
         picture = Picture(split.dataset, f"{row['sequence']}/{row['frame']:06d}", truth.image,
                           (truth.classes, truth.instances), (classes, tracks))  # fmt: skip
@@ -154,7 +157,7 @@ class Evaluation:
 
 
 def evaluate_checkpoint(
-    folder: Path,
+    folder: storage.Location,
     splits: Sequence[Split],
     tracking: Tracking = "prev_offset",
     max_frames: int | None = None,
@@ -186,16 +189,17 @@ def _evaluate_part(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # one task per core: more threads would fight
-    model, card = open_model(Path(folder), device)
+    model, card = open_model(folder, device)
     return evaluate_share(model, card.class_names, work, tracking, pictures)
 
 
-def open_model(folder: Path, device: str = "cpu") -> tuple[Post, ModelCard]:
-    """The network of a checkpoint, with its card.
+def open_model(location: storage.Location, device: str = "cpu") -> tuple[Post, ModelCard]:
+    """The network of a checkpoint on disk or S3, with its card.
 
     Raises:
         DataError: the folder is no checkpoint of ours, is damaged, or does not fit the network it describes.
     """
+    folder = checkpoint.fetch(location)
     if (folder / checkpoint.MANIFEST).exists():
         checkpoint.verify(folder)
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from post_model.network import Post
 from post_model.weights import open_foreign, save_model
+from post_platform import storage
 from post_platform.errors import DataError, PostError
 from post_platform.labels import taxonomy
 from post_platform.training import checkpoint
@@ -84,14 +86,16 @@ def open_network(file: Path, train_size: Sequence[int] | None, size_divisibility
         raise DataError(str(error), "expected: Detectron2's .pkl or .pth, or a ResNet of torchvision") from error
 
 
-def save_imported(folder: Path, file: Path, model: Post, names: Mapping[str, str], classes: Classes) -> dict[str, str]:
+def save_imported(
+    target: storage.Location, file: Path, model: Post, names: Mapping[str, str], classes: Classes
+) -> dict[str, str]:
     """Write a network as a checkpoint, with a report of which key became which; returns every file's sha256.
 
     Raises:
         PostError: the folder holds something that is not an imported checkpoint.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MAPPING).exists())):
-        raise PostError(f"--out {folder} holds other files", "name another folder: --out DIR")
+    if Path(target).is_file() or (storage.list_names(target) and not storage.exists(storage.join(target, MAPPING))):
+        raise PostError(f"--out {target} holds other files", "name another folder: --out DIR")
     source = {"file": file.name, "sha256": checkpoint.sha256(file)}
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     keys = [{"theirs": names[ours], "ours": ours, "shape": shape} for ours, shape in shapes.items()]
@@ -100,4 +104,9 @@ def save_imported(folder: Path, file: Path, model: Post, names: Mapping[str, str
         save_model(path, model, classes.names, classes.things, projections(classes.names))
         (path / MAPPING).write_text(json.dumps({"source": source, "keys": keys}, indent=1) + "\n", encoding="utf-8")
 
-    return checkpoint.write_whole(folder, write, {"imported": source})
+    if not storage.is_remote(target):
+        return checkpoint.write_whole(Path(target), write, {"imported": source})
+    with tempfile.TemporaryDirectory() as folder:
+        files = checkpoint.write_whole(Path(folder) / "whole", write, {"imported": source})
+        checkpoint.publish(Path(folder) / "whole", target)
+    return files

@@ -66,7 +66,7 @@ class Job:
     def norm(self, gpus_everywhere: bool, local_batch: int) -> Norm:
         """The network's normalisation: the configured one, else what a starting checkpoint stored, else by hardware."""
         settings = self.config.model
-        source = Path(settings.init_from) if settings.init_from else None
+        source = _local(settings.init_from) if settings.init_from else None
         if settings.norm == "auto" and source and source.is_dir():
             try:
                 stored: Norm = read_card(source).arguments["norm"]
@@ -86,7 +86,7 @@ class Job:
         model = Post(len(self.class_names), settings.backbone, settings.depthwise, settings.branches, norm)
         if settings.init_from:
             try:
-                return self._initialised(model, Path(settings.init_from))
+                return self._initialised(model, _local(settings.init_from))
             except ValueError as error:
                 raise ConfigError(f"model.init_from: {error}") from error
         return model
@@ -131,3 +131,9 @@ def resolve_norm(requested: Norm | Literal["auto"], gpus_everywhere: bool, local
     if pretrained:
         return "sync" if gpus_everywhere else "batch"
     return "sync" if gpus_everywhere and local_batch >= 4 else "group"
+
+
+def _local(location: str) -> Path:
+    """`model.init_from` on this machine: the folder of a checkpoint, or a file of weights."""
+    named_like_a_file = location.endswith((".pth", ".pt", ".pkl", ".safetensors"))
+    return checkpoint.fetch_file(location) if named_like_a_file else checkpoint.fetch(location)

@@ -19,18 +19,20 @@ from post_platform import cluster
 from post_platform.config import (
     MAY_CHANGE_ON_RESUME,
     RunConfig,
-    WorkerRange,
     differences,
     dump_config,
     flatten,
     load_config,
 )
-from post_platform.errors import ConfigError, DataError, PostError, nearest
+from post_platform.config_values import WorkerRange
+from post_platform.data.leaks import refuse_shared_videos
+from post_platform.errors import ConfigError, PostError
 from post_platform.experiment_log import ExperimentLog
-from post_platform.shards.index import Split, converted, read_split
+from post_platform.shards.index import Split
 from post_platform.training import checkpoint
 from post_platform.training.job import Job, plan_of
 from post_platform.training.journal import PROGRESS
+from post_platform.training.splits import scored_splits, splits_of
 from post_platform.training.vocabulary import class_names, projections, thing_flags
 
 logger = logging.getLogger(__name__)
@@ -49,31 +51,6 @@ class Outcome:
     mlflow_run_id: str
 
 
-def splits_of(root: str, datasets: tuple[str, ...] | None, split: str) -> tuple[Split, ...]:
-    """One split of each requested dataset, by default of every converted one that has it.
-
-    Raises:
-        DataError: a dataset is not converted, or none has this split.
-    """
-    found = converted(root)
-    for name in datasets or ():
-        if name not in found:
-            raise DataError(
-                f"dataset {name!r} is not converted under {root}{nearest(name, found)}",
-                f"python pipelines/convert.py {name} --source <folder> --out {root}",
-            )
-        if split not in found[name]:
-            raise DataError(
-                f"{name} under {root} has no split {split!r}; it has {', '.join(sorted(found[name]))}",
-                f"python pipelines/convert.py {name} --source <folder> --out {root} --split {split}",
-            )
-    names = datasets or tuple(name for name in found if split in found[name])
-    if not names:
-        have = "; ".join(f"{name}: {', '.join(sorted(splits))}" for name, splits in found.items())
-        raise DataError(f"no dataset under {root} has a split {split!r}; there are {have}")
-    return tuple(read_split(root, name, split) for name in names)
-
-
 def prepare(config: RunConfig) -> Job:
     """Check everything that can be checked before Ray starts, and resolve the run.
 
@@ -82,8 +59,9 @@ def prepare(config: RunConfig) -> Job:
         DataError: shards are missing, or the newest checkpoint is damaged.
     """
     train = splits_of(config.data.root, config.data.datasets, config.data.train_split)
-    names = tuple(split.dataset for split in train)
-    val = splits_of(config.data.root, names, config.data.val_split)
+    val = scored_splits(config, tuple(split.dataset for split in train))
+    if not config.data.allow_shared_videos:
+        refuse_shared_videos(train, val, "data.allow_shared_videos=true")
     folder = Path(config.run.dir) / config.run.name
     newest = checkpoint.latest(folder / "checkpoints")
     if newest:
