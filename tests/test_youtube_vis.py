@@ -1,0 +1,159 @@
+"""YouTube-VIS of both years, written here byte by byte; the expected arrays are typed, not computed."""
+
+import json
+
+import numpy as np
+import pytest
+from official_bytes import compressed, photograph, run_lengths, through_a_shard
+from pycocotools import mask as coco_mask
+
+from post_platform.datasets import reader
+from post_platform.datasets.frame import MissingSplit
+from post_platform.errors import DataError
+
+# Two objects that overlap, the smaller one inside the larger; and a crowd under both. 4 x 6 pixels.
+LARGE = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
+SMALL = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+CROWD = np.array([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+# person = 1 of 2019 and 26 of 2021; dog = 8 and 10 or so: read from the contract's names below.
+NAMES = {"youtube_vis_2019": {"person": 1, "dog": 8}, "youtube_vis_2021": {"person": 26, "dog": 9}}
+YEARS = tuple(NAMES)
+
+
+def classes_of(dataset):
+    p, d = NAMES[dataset]["person"], NAMES[dataset]["dog"]
+    return [[p, p, p, p, 255, 255], [p, d, d, p, 0, 255], [p, p, p, p, 0, 0], [0, 0, 0, 0, 0, 0]]
+
+
+INSTANCES = [[3, 3, 3, 3, 0, 0], [3, 5, 5, 3, 0, 0], [3, 3, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0]]
+
+
+def content(dataset):
+    """A track as compressed run lengths, absent, and as a polygon; one uncompressed; one crowd."""
+    person, dog = NAMES[dataset]["person"], NAMES[dataset]["dog"]
+    polygon = [[0.0, 0.0, 4.0, 0.0, 4.0, 3.0, 0.0, 3.0]]
+    size = {"size": [4, 6]}
+    return {
+        "videos": [
+            {"id": 7, "width": 6, "height": 4, "length": 3, "file_names": [f"ab12/{n:05d}.jpg" for n in (0, 5, 10)]},
+            {"id": 9, "width": 6, "height": 4, "length": 1, "file_names": ["cd34/00000.jpg"]},
+        ],
+        "annotations": [
+            {"id": 5, "video_id": 7, "category_id": dog, "iscrowd": 0,
+             "segmentations": [run_lengths(SMALL), None, run_lengths(SMALL)]},
+            {"id": 3, "video_id": 7, "category_id": person, "iscrowd": 0,
+             "segmentations": [{**size, "counts": compressed(LARGE)}, None, polygon]},
+            {"id": 4, "video_id": 7, "category_id": person, "iscrowd": 1,
+             "segmentations": [run_lengths(CROWD), None, run_lengths(CROWD)]},
+        ],
+        "categories": [{"id": person, "name": "person"}, {"id": dog, "name": "dog"}],
+    }  # fmt: skip
+
+
+def place(dataset, split):
+    return f"{split}.json" if dataset.endswith("2019") else f"{split}/instances.json"
+
+
+def rewrite(source, dataset, changed, split="train"):
+    path = source / place(dataset, split)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(changed))
+
+
+@pytest.fixture(params=YEARS)
+def dataset(request):
+    return request.param
+
+
+@pytest.fixture
+def source(tmp_path, dataset):
+    for split in ("train", "valid"):
+        for name in ("ab12/00000", "ab12/00005", "ab12/00010", "cd34/00000"):
+            photograph(tmp_path / f"{split}/JPEGImages/{name}.jpg", 4, 6)
+    rewrite(tmp_path, dataset, content(dataset))
+    rewrite(tmp_path, dataset, {key: value for key, value in content(dataset).items() if key != "annotations"}, "valid")
+    return tmp_path
+
+
+def test_frames(dataset, source):
+    refs = reader(dataset).frames(source, "train")
+    assert [ref.key for ref in refs] == ["ab12/000000", "ab12/000005", "ab12/000010", "cd34/000000"]
+    assert [ref.seconds_since_previous for ref in refs] == [None, 0.166667, 0.166667, None]
+    assert refs[0].source_video == "youtube_vis/ab12"  # the same in both years
+    assert refs[1].native == {"video_id": 7, "length": 3, "index": 1}
+
+
+def test_through_a_shard(dataset, source):
+    frames = through_a_shard(dataset, "train", source)
+    person, dog = f"{NAMES[dataset]['person']}/3", f"{NAMES[dataset]['dog']}/5"
+    for key in ("ab12/000000", "ab12/000010"):
+        assert frames[key].classes.tolist() == classes_of(dataset)
+        assert frames[key].instances.tolist() == INSTANCES
+        assert frames[key].meta["instances"] == {person: 3, dog: 5}
+        whole = {name: coco_mask.decode(mask).tolist() for name, mask in frames[key].meta["masks"].items()}
+        assert whole == {person: LARGE.tolist(), dog: SMALL.tolist()}
+    for key in ("ab12/000005", "cd34/000000"):
+        assert not frames[key].classes.any()
+        assert frames[key].meta["labelled"]
+        assert frames[key].meta["native"]["video_id"] in (7, 9)
+
+
+@pytest.mark.parametrize("annotations", ["left out", None])
+def test_splits_without_annotations_are_unlabelled(dataset, source, annotations):
+    if annotations is None:
+        rewrite(source, dataset, {**content(dataset), "annotations": None}, "valid")
+    assert {ref.label for ref in reader(dataset).frames(source, "valid")} == {None}
+
+
+def test_large_annotation_ids_are_counted(dataset, source):
+    changed = content(dataset)
+    for entry in changed["annotations"]:
+        entry["id"] += 10**7
+    rewrite(source, dataset, changed)
+    frame = through_a_shard(dataset, "train", source)["ab12/000000"]
+    assert frame.meta["instances"] == {
+        f"{NAMES[dataset]['person']}/1": 10**7 + 3,
+        f"{NAMES[dataset]['dog']}/3": 10**7 + 5,
+    }
+
+
+def test_file_of_the_other_year_is_refused(dataset, source):
+    (other,) = set(YEARS) - {dataset}
+    rewrite(source, dataset, content(other))
+    with pytest.raises(DataError, match=rf"^{dataset}: .* calls category \d+ '(person|dog)', expected ") as error:
+        reader(dataset).frames(source, "train")
+    assert f"python pipelines/convert.py {other}" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][0]["segmentations"].pop(), "annotation 5 has 2 segmentations, the video 3 frames"),
+        (lambda c: c["annotations"][0].update(category_id=99), "annotation 5 has unknown category 99"),
+        (lambda c: c["annotations"][0].update(id=3), "two annotations have one id"),
+        (lambda c: c["annotations"][0].update(video_id=1), "annotates the unlisted video 1"),
+        (lambda c: c["annotations"][0].pop("segmentations"), "malformed: KeyError"),
+        (lambda c: c["videos"][0]["file_names"].reverse(), "not in time order"),
+        (lambda c: c["videos"][0]["file_names"].append("ab12/00015.jpg"), "1 of 4 images are not in"),
+        (lambda c: c["videos"][0].update(file_names=["../ab12/00000.jpg"]), "must be <video>/<frame>.jpg"),
+        (lambda c: c["videos"][0].update(file_names=["ab12/x.jpg"]), "malformed: ValueError"),
+        (lambda c: c["videos"][0].update(file_names=[]), "malformed: IndexError"),
+        (lambda c: c.update(videos=3), "malformed: TypeError"),
+        (
+            lambda c: c["annotations"][0]["segmentations"][0].update(counts=[99]),
+            "annotation 5: the run lengths fill",
+        ),
+        (lambda c: c["videos"][0].update(height=5), "label is 5x6, image is 4x6"),
+    ],
+)
+def test_wrong_json(dataset, source, change, message):
+    changed = content(dataset)
+    change(changed)
+    rewrite(source, dataset, changed)
+    with pytest.raises(DataError, match=f"^{dataset} .*{message}"):
+        [reader(dataset).label(ref) for ref in reader(dataset).frames(source, "train")]
+
+
+def test_missing_split(dataset, source):
+    with pytest.raises(MissingSplit, match=f"{dataset} test: nothing found"):
+        reader(dataset).frames(source, "test")
