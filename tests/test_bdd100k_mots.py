@@ -16,13 +16,12 @@ CAR, TRUNCATED, OCCLUDED, CROWD, IGNORED, BUS = (
     (3, 0, 1, 44), (3, 8, 0, 7), (1, 4, 0, 8), (1, 2, 0, 9), (4, 1, 0, 10), (5, 12, 2, 0),
 )  # fmt: skip
 PIXELS = [[CAR, CAR, TRUNCATED, NONE], [OCCLUDED, CROWD, CROWD, NONE], [IGNORED, BUS, BUS, NONE]]
-CLASSES = [[3, 3, 3, 0], [1, 1, 1, 0], [255, 5, 5, 0]]
-INSTANCES = [[300, 300, 7, 0], [8, 65535, 65535, 0], [0, 512, 512, 0]]
+CLASSES = [[3, 3, 3, 0], [1, 255, 255, 0], [255, 5, 5, 0]]
+INSTANCES = [[300, 300, 7, 0], [8, 0, 0, 0], [0, 512, 512, 0]]
 IDS = {"3/7": 7, "3/300": 300, "1/8": 8, "5/512": 512}
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     root = tmp_path / "bdd100k"
     for split in ("val", "test"):
         for frame in (1, 2, 3):
@@ -32,6 +31,11 @@ def source(tmp_path):
         save(path, np.array(pixels, np.uint8))
     (root / f"images/seg_track_20/val/{VIDEO}/._{VIDEO}-0000001.jpg").write_bytes(b"junk")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def scalabel():

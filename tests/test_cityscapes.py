@@ -52,8 +52,7 @@ def still(root, split, name, values):
     save(root / f"gtFine/{split}/{city}/{name}_gtFine_labelIds.png", np.zeros(values.shape, np.uint8))
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """Two cities in train, one of them with two stills of one sequence and odd frame numbers; a test with dummies."""
     still(tmp_path, "train", "hamburg_000000_104857", VALUES)
     still(tmp_path, "train", "hamburg_000000_000042", OTHER)
@@ -63,6 +62,11 @@ def source(tmp_path):
     for junk in ("leftImg8bit/train/aachen/._aachen_000000_000019_leftImg8bit.png", "gtFine/train/aachen/.DS_Store"):
         (tmp_path / junk).write_bytes(b"junk")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_label_by_hand(source):

@@ -73,8 +73,7 @@ def list_images(source, names, kind="im", split="val"):
     (source / f"panoptic_{kind}_{split}_city_vps.json").write_text(json.dumps({"images": images}))
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """Val: a snippet with its original image, one without, and a frame that the split's JSON does not list."""
     for name in (*FIRST, *SECOND, FOREIGN):
         image(tmp_path / "val", name)
@@ -84,6 +83,11 @@ def source(tmp_path):
     save(tmp_path / "val/img_all/frankfurt_000000_000275_leftImg8bit.png", np.zeros((4, 6, 3), np.uint8))
     (tmp_path / f"val/img/._{FIRST[0]}_newImg8bit.png").write_bytes(b"junk")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_label_by_hand(source):

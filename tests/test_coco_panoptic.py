@@ -43,8 +43,7 @@ def annotations(segments=SEGMENTS):
     }
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """The folders of the usual training tools; the second image is a grey JPEG."""
     for folder in ("val2017", "annotations", "panoptic_val2017"):
         (tmp_path / folder).mkdir()
@@ -55,6 +54,11 @@ def source(tmp_path):
     for name in (FIRST, GREY):
         (tmp_path / f"panoptic_val2017/{name}.png").write_bytes(png(PIXELS))
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def rewrite(source, content):

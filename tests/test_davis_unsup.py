@@ -23,8 +23,7 @@ def palette(path, indices, bits=8):
     image.save(path, bits=bits)
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     root = tmp_path / "DAVIS"
     for sequence in ("dog", "camel"):
         for frame in range(3):
@@ -36,6 +35,11 @@ def source(tmp_path):
     write(root / "ImageSets/2017/train.txt", "bear\n")
     write(root / "ImageSets/2019/test-dev.txt", "rally\n")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_frames_follow_the_list(source):

@@ -44,8 +44,7 @@ def text_lines(frame, label):
             yield f"{frame} {value} {value // 1000} {label.shape[0]} {label.shape[1]} {rle['counts'].decode()}"
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """The official layout with PNG labels, val only, and a test sequence that shares its number with a val one."""
     for sequence, labels in LABELS.items():
         for frame, label in enumerate(labels):
@@ -61,6 +60,11 @@ def source(tmp_path):
         (tmp_path / junk).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / junk).write_bytes(b"junk")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def write_text_labels(source):

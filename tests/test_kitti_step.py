@@ -24,8 +24,7 @@ def save(path, array):
     Image.fromarray(array).save(path)
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """The layout of the official instructions; two sequences, one per split, and an unlabelled test sequence."""
     for split, sequence, count in (("train", "0000", 2), ("val", "0002", 3)):
         for frame in range(count):
@@ -36,6 +35,11 @@ def source(tmp_path):
     (tmp_path / "images/val/__MACOSX").mkdir()
     (tmp_path / "images/val/0002/._000000.png").write_bytes(b"junk")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_label_by_hand(source):

@@ -13,8 +13,7 @@ CLASSES = [[4, 4, 4, 255], [0, 5, 6, 3]]
 INSTANCES = [[258, 258, 65535, 0], [0, 0, 0, 0]]
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """As the authors' instructions have it: both labelled videos in `train`."""
     for split, sequence in (("train", "0002"), ("train", "0009"), ("test", "0001"), ("test", "0007")):
         for frame in (1, 2, 3):
@@ -23,6 +22,11 @@ def source(tmp_path):
                 path = tmp_path / f"motchallenge-step/panoptic_maps/{split}/{sequence}/{frame:06d}.png"
                 save(path, np.array(PIXELS, np.uint8))
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_the_two_labelled_videos_are_train_and_val(source):

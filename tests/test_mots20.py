@@ -20,8 +20,7 @@ def lines(frame):
         yield f"{frame} {value} {value // 1000} 3 5 {compressed(np.array(VALUES) == value)}\n"
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """Two frame rates; the second frame is empty; a test sequence without `gt`."""
     for name, split, rate in (("MOTS20-02", "train", 30), ("MOTS20-05", "train", 14), ("MOTS20-01", "test", 30)):
         folder = tmp_path / "MOTS" / split / name
@@ -33,6 +32,11 @@ def source(tmp_path):
     (tmp_path / "MOTS/train/__MACOSX").mkdir()
     (tmp_path / "MOTS/train/MOTS20-02/img1/._000001.jpg").write_bytes(b"junk")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_frames_count_from_one_at_two_rates(source):

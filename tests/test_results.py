@@ -206,7 +206,7 @@ MOTS_MISTAKES = {
     ),
     "five columns": (["0 7 1 20 30"], r"0001\.txt, line 1: '0 7 1 20 30' is not 'frame id class height width rle'"),
     "unknown class": ([f"0 7 3 20 30 {rle(2, 2, 8, 8)}"], r"0001\.txt, line 1: class 3, must be 1 car"),
-    "broken run lengths": (["0 7 1 20 30 `h9"], r"0001\.txt, line 1: the run lengths do not fill 20x30"),
+    "broken run lengths": (["0 7 1 20 30 `h9"], r"0001\.txt, line 1: the run lengths fill 10000 pixels, 20x30 has 600"),
     "a size that would fill the memory": (
         ["0 7 1 99999999 99999999 `h9"],
         r"0001\.txt, line 1: size 99999999x99999999, more than",

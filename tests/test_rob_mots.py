@@ -29,8 +29,7 @@ KITTI = "".join(
 TAO = "0 8 1 1.0 3 6 0 0 2 3\n0 9 100 1.0 3 6 4.2 -3 99 1.8\n" + line(1, 8, 1, PERSON)
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """Two benchmarks with a sequence of one name; an empty truth; a seqmap that ignores a class."""
     for benchmark, sequence, frames in (("kitti_mots", "0001", 3), ("kitti_mots", "0002", 2), ("tao", "0001", 2)):
         for frame in range(frames):
@@ -43,6 +42,11 @@ def source(tmp_path):
     write(tmp_path / TRUTH / "tao/seqmap.txt", "0001 2 3 6\n")
     write(tmp_path / TRUTH / "tao/clsmap.txt", "1\n2\n3\n")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_frames(source):

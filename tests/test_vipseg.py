@@ -16,8 +16,7 @@ INSTANCES = [[0, 65535, 1, 1], [1, 1, 100, 0], [1, 0, 0, 0]]
 WRONG = "353_-5sqmCF8OFU"
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_source(tmp_path):
     """Names in steps of 3; the video with the known error; a test video without masks."""
     for split, video in (("val", "12_abc"), ("val", WRONG), ("test", "99_x")):
         for frame in (1255, 1258, 1261):
@@ -31,6 +30,11 @@ def source(tmp_path):
     write(tmp_path / "VIPSeg/test.txt", "99_x\n")
     (tmp_path / "VIPSeg/imgs/12_abc/.DS_Store").write_bytes(b"junk")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path)
 
 
 def test_steps_of_three_are_no_gaps(source):

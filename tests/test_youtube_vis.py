@@ -65,14 +65,18 @@ def dataset(request):
     return request.param
 
 
-@pytest.fixture
-def source(tmp_path, dataset):
+def write_source(tmp_path, dataset):
     for split in ("train", "valid"):
         for name in ("ab12/00000", "ab12/00005", "ab12/00010", "cd34/00000"):
             photograph(tmp_path / f"{split}/JPEGImages/{name}.jpg", 4, 6)
     rewrite(tmp_path, dataset, content(dataset))
     rewrite(tmp_path, dataset, {key: value for key, value in content(dataset).items() if key != "annotations"}, "valid")
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path, dataset):
+    return write_source(tmp_path, dataset)
 
 
 def test_frames(dataset, source):

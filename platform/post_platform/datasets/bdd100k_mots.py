@@ -45,6 +45,9 @@ class Drawn:
     rle: dict[str, Any]
 
 
+Stored = Path | tuple[Drawn, ...]  # a bitmask, or the objects of a frame in a JSON file
+
+
 def frames(source: Path, split: str) -> list[FrameRef]:
     """Every frame of a split: `images/seg_track_20/<split>/<video>/<video>-%07d.jpg`, numbered from 1.
 
@@ -67,12 +70,10 @@ def frames(source: Path, split: str) -> list[FrameRef]:
         known: dict[int, object] | None = None
         if split != "test":
             files = [path for root in labels if (path := root / "rles" / split / f"{video}.json").is_file()]
-            if video in bitmasks:
-                known = dict(_numbered(video, bitmasks[video], (".png",)))
-            elif files:
-                known = _read_rles(video, files[0])
-            else:
+            place = bitmasks.get(video) or next(iter(files), None)
+            if place is None:
                 raise DataError(f"bdd100k_mots {video}: no label: neither bitmasks/{split}/{video} nor rles/{split}")
+            known = dict(video_labels(video, place))
             alone = [frame for frame in images if frame not in known] or [f for f in known if f not in images]
             if alone:
                 lack = "label" if alone[0] in images else "image"
@@ -87,16 +88,35 @@ def frames(source: Path, split: str) -> list[FrameRef]:
 def label(ref: FrameRef) -> Label:
     """The label of one frame: the class is R, the instance B*256 + A as it is.
 
-    Ignored objects are void; a crowd is a thing without identity.
+    Ignored objects and crowds are void: the dataset judges nothing there.
 
     Raises: DataError for an unknown class, an object without id, or an unreadable file.
     """
     where = f"bdd100k_mots {ref.key}"
-    if isinstance(ref.label, Path):
-        rgba = decode_label_png(ref.label, where, "RGBA").astype(np.uint32)
+    assert isinstance(ref.label, Path | tuple)
+    return decode(ref.label, image_size(ref.image, where) if isinstance(ref.label, tuple) else None, where)
+
+
+def video_labels(video: str, path: Path) -> dict[int, Stored]:
+    """Frame number -> its label: a folder of bitmasks, or a JSON file. Raises: DataError naming the video."""
+    return dict(_numbered(video, path, (".png",))) if path.is_dir() else _read_rles(video, path)
+
+
+def size_of(stored: Stored) -> tuple[int, int] | None:
+    """Height and width; None for run lengths of an empty frame."""
+    if isinstance(stored, Path):
+        return image_size(stored, str(stored))
+    size = stored[0].rle.get("size") if stored else None
+    return (int(size[0]), int(size[1])) if size else None
+
+
+def decode(stored: Stored, size: tuple[int, int] | None, where: str) -> Label:
+    """See `label`; `size` (height, width) is that of run lengths."""
+    if isinstance(stored, Path):
+        rgba = decode_label_png(stored, where, "RGBA").astype(np.uint32)
     else:
-        assert isinstance(ref.label, tuple)
-        rgba = _paint(ref.label, ref.image, where)
+        assert size is not None
+        rgba = _paint(stored, size, where)
     packed = rgba[..., 0] << 24 | rgba[..., 1] << 16 | rgba[..., 2] << 8 | rgba[..., 3]
     found = distinct(packed)
     classes, instances = np.zeros(len(found), np.uint8), np.zeros(len(found), np.uint16)
@@ -108,19 +128,15 @@ def label(ref: FrameRef) -> Label:
             continue
         if category not in known or flags > 15:
             raise DataError(f"{where}: class {category} with flags {flags}, must be 1..8 with flags 0..15")
-        if flags & IGNORED:
+        if flags & (IGNORED | CROWD):
             classes[place] = VOID
             continue
-        classes[place] = category
-        if flags & CROWD:
-            instances[place] = UNIDENTIFIED
-        elif 0 < number < UNIDENTIFIED:
-            instances[place] = number
-            native_ids[f"{category}/{number}"] = number
-        else:
+        if not 0 < number < UNIDENTIFIED:
             raise DataError(
                 f"{where}: an object of class {category} has the id {number}, must be 1..{UNIDENTIFIED - 1}"
             )
+        classes[place], instances[place] = category, number
+        native_ids[f"{category}/{number}"] = number
     places = np.searchsorted(found, packed)
     return Label(classes[places], instances[places], native_ids)
 
@@ -135,11 +151,11 @@ def _numbered(video: str, folder: Path, suffixes: tuple[str, ...]) -> dict[int, 
     return dict(sorted(found.items()))
 
 
-def _read_rles(video: str, path: Path) -> dict[int, object]:
+def _read_rles(video: str, path: Path) -> dict[int, Stored]:
     """Frame number -> its objects, from a Scalabel file, which counts frames from 0."""
     content = read_json(path, f"bdd100k_mots {video}")
     listed = content.get("frames") if isinstance(content, dict) else content
-    found: dict[int, object] = {}
+    found: dict[int, Stored] = {}
     try:
         for entry in listed or []:
             frame = int(entry["frameIndex"]) + 1
@@ -159,9 +175,9 @@ def _drawn(video: str, frame: int, shown: dict[str, Any]) -> Drawn:
     return Drawn(CATEGORIES[name], int(shown["id"]), flags, dict(shown["rle"]))
 
 
-def _paint(objects: tuple[Drawn, ...], image: Path, where: str) -> NDArray[np.uint32]:
+def _paint(objects: tuple[Drawn, ...], size: tuple[int, int], where: str) -> NDArray[np.uint32]:
     """The RGBA bitmask that the objects of a JSON file make."""
-    height, width = image_size(image, where)
+    height, width = size
     rgba = np.zeros((height, width, 4), np.uint32)
     for drawn in objects:
         mask = decode_mask(drawn.rle, height, width, f"{where}: object {drawn.number}")

@@ -99,7 +99,7 @@ def decode_label_png(content: Path | bytes, where: str, *modes: PngMode) -> NDAr
     Shape: (H, W) uint16 for `I;16`, (H, W) uint8 for `P` and `L`, (H, W, 3) or (H, W, 4) uint8 for `RGB` and `RGBA`.
     Raises: DataError naming `where`.
     """
-    content = content if isinstance(content, bytes) else read_image_file(content, where)
+    content = content if isinstance(content, bytes) else read_image_file(content, where, "label")
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             bits = content[24]  # of the header, known to be whole by now
@@ -116,7 +116,7 @@ def decode_label_png(content: Path | bytes, where: str, *modes: PngMode) -> NDAr
     return values.astype(np.uint16) if bits == 16 else values
 
 
-def read_image_file(path: Path, where: str) -> bytes:
+def read_image_file(path: Path, where: str, what: str = "image") -> bytes:
     """The bytes of an image file, never more than an image has.
 
     Decoders get bytes, not files: asked for a chunk that claims gigabytes, a file sets the memory aside at once.
@@ -127,9 +127,9 @@ def read_image_file(path: Path, where: str) -> bytes:
         with open(path, "rb") as file:
             content = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
-        raise DataError(f"{where}: {path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{where}: {what} cannot be read: {error.strerror} ({path})") from error
     if len(content) > MAX_IMAGE_BYTES:
-        raise DataError(f"{where}: {path} is larger than {MAX_IMAGE_BYTES} bytes")
+        raise DataError(f"{where}: {what} {path} is larger than {MAX_IMAGE_BYTES} bytes")
     return content
 
 

@@ -82,7 +82,7 @@ def frames(source: Path, split: str) -> list[FrameRef]:
             listed: dict[str, int | None] = dict.fromkeys(sequences)
             classes: frozenset[int] = frozenset()
         else:
-            listed, classes = _read_seqmap(split, benchmark, truth), _read_clsmap(split, benchmark, truth)
+            listed, classes = read_seqmap(split, benchmark, truth), read_clsmap(split, benchmark, truth)
         for name, length in listed.items():
             if name not in sequences:
                 raise DataError(
@@ -163,7 +163,7 @@ def _labels(
     return dict(_read_truth(sequence, path, images, classes))
 
 
-def _read_seqmap(split: str, benchmark: str, truth: Path) -> dict[str, int | None]:
+def read_seqmap(split: str, benchmark: str, truth: Path) -> dict[str, int | None]:
     """Sequence and its number of frames, from lines `<sequence> <frames> <height> <width> [ignored classes...]`."""
     where = f"rob_mots {split}/{benchmark}"
     listed: dict[str, int | None] = {}
@@ -176,7 +176,7 @@ def _read_seqmap(split: str, benchmark: str, truth: Path) -> dict[str, int | Non
     return listed
 
 
-def _read_clsmap(split: str, benchmark: str, truth: Path) -> frozenset[int]:
+def read_clsmap(split: str, benchmark: str, truth: Path) -> frozenset[int]:
     """The classes of a benchmark, from the numbers in `clsmap.txt`; all 80 where it is missing."""
     known = frozenset(entry.id for entry in load_contract("rob_mots").classes)
     if not (truth / "clsmap.txt").is_file():
@@ -198,7 +198,7 @@ def _read_truth(
     """
     found: dict[int, list[tuple[int, int, int, int, str | tuple[float, ...]]]] = defaultdict(list)
     for number, line in read_lines(path, f"rob_mots {sequence}"):
-        frame, *shape = _parse(line, f"rob_mots {sequence}: {path.name}, line {number}", classes)
+        frame, *shape = parse_line(line, f"rob_mots {sequence}: {path.name}, line {number}", classes)
         if frame not in images:
             raise DataError(f"rob_mots {sequence}: {path.name}, line {number}: frame {frame} has no image")
         found[frame].append(tuple(shape))  # type: ignore[arg-type]
@@ -217,7 +217,9 @@ def _read_truth(
     return labels
 
 
-def _parse(line: str, where: str, classes: frozenset[int]) -> tuple[int, int, int, int, int, str | tuple[float, ...]]:
+def parse_line(
+    line: str, where: str, classes: frozenset[int]
+) -> tuple[int, int, int, int, int, str | tuple[float, ...]]:
     """Frame, track, class, height, width, outline of `timestep track class confidence height width outline`."""
     fields = line.split()
     if len(fields) == 6:

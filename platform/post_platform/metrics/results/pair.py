@@ -110,3 +110,9 @@ def require_size(pred: np.ndarray, truth: np.ndarray, where: str) -> None:
     if pred.shape[:2] != truth.shape[:2]:
         got, expected = ("x".join(map(str, array.shape[:2])) for array in (pred, truth))
         raise DataError(f"{where}: the prediction is {got}, the truth is {expected}")
+
+
+def require_plain(name: str, where: str) -> None:
+    """Raises: DataError naming `where` when what is to become a file's name has folders in it."""
+    if Path(name).name != name or name == "..":
+        raise DataError(f"{where}: {name!r} is not a plain file name")

@@ -74,7 +74,7 @@ def _masks(path: Path) -> panoptic_json.Listed[FrameRef]:
 
 
 def _images(path: Path) -> panoptic_json.Listed[panoptic_json.Annotation]:
-    """What a truth's JSON lists, or a folder of results, by video; of a result each PNG has its image's id for a name."""
+    """What a truth's JSON lists, or a folder of results, by video; a result's PNG has its image's id for a name."""
     is_truth = path.suffix == ".json" and path.name != "pred.json"
     if is_truth:
         file, folder = path, path.parent / "panomasksRGB"

@@ -1,0 +1,76 @@
+"""BDD100K MOTS results: bitmasks `<video>/<video>-%07d.png` or run lengths `<video>.json`, in either role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from post_platform.datasets import bdd100k_mots
+from post_platform.datasets.files import subfolders
+from post_platform.errors import DataError
+from post_platform.labels import UNIDENTIFIED, load_contract, thing_table
+from post_platform.metrics.results.pair import (
+    FramePair,
+    ResultFrame,
+    Results,
+    choose,
+    require_folder,
+    require_frames,
+    require_plain,
+    require_size,
+)
+
+Work = list[tuple[str, int, bdd100k_mots.Stored, bdd100k_mots.Stored]]
+
+
+def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
+    """Pairs of two folders, each with a folder of bitmasks or a JSON per video; every true frame needs a result."""
+    require_folder(truth, "truth")
+    require_folder(predictions, "predictions")
+    true_videos, pred_videos = _videos(truth), _videos(predictions)
+    work: Work = []
+    for name in choose(list(true_videos), list(pred_videos), sequences, predictions):
+        true_frames = bdd100k_mots.video_labels(name, true_videos[name])
+        pred_frames = bdd100k_mots.video_labels(name, pred_videos[name])
+        require_frames(list(true_frames), list(pred_frames), pred_videos[name])
+        work += [(name, frame, label, pred_frames[frame]) for frame, label in true_frames.items()]
+    return Results(load_contract("bdd100k_mots"), len(work), _pairs(work))
+
+
+def write(frames: Iterable[ResultFrame], folder: Path) -> None:
+    """Write bitmasks `<video>/<video>-<frame as %07d>.png`.
+
+    Raises: DataError naming the frame for a track that the format cannot express.
+    """
+    thing = thing_table(load_contract("bdd100k_mots"))
+    for frame in frames:
+        where = f"bdd100k_mots {frame.sequence}/{frame.frame:06d}"
+        require_plain(frame.sequence, where)
+        known = thing.take(frame.classes) & (frame.tracks > 0) & (frame.tracks != UNIDENTIFIED)
+        tracks = np.where(known, frame.tracks, 0)
+        if int(tracks.max()) >= UNIDENTIFIED:
+            raise DataError(f"{where}: track {int(tracks.max())}, the format has ids up to {UNIDENTIFIED - 1}")
+        classes = np.where(known, frame.classes, 0)
+        rgba = np.stack([classes, np.zeros_like(classes), tracks >> 8, tracks & 255], axis=-1).astype(np.uint8)
+        target = folder / frame.sequence / f"{frame.sequence}-{frame.frame:07d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgba).save(target)
+
+
+def _videos(folder: Path) -> dict[str, Path]:
+    return subfolders([folder]) | {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def _pairs(work: Work) -> Iterator[FramePair]:
+    for video, frame, true_label, pred_label in work:
+        where = f"{video}/{frame:06d}"
+        # Run lengths of an empty frame do not tell its size; where both sides are empty, none is scored.
+        size = bdd100k_mots.size_of(true_label) or bdd100k_mots.size_of(pred_label) or (1, 1)
+        truth = bdd100k_mots.decode(true_label, size, f"truth {where}")
+        pred = bdd100k_mots.decode(pred_label, size, f"prediction {where}")
+        require_size(pred.classes, truth.classes, f"prediction {where}")
+        classes = np.where(pred.instances > 0, pred.classes, 0)  # a result that says ignored says nothing
+        yield FramePair(video, frame, truth.classes, truth.instances, classes, pred.instances.astype(np.int32))

@@ -1,0 +1,212 @@
+"""Results of KITTI-MOTS and MOTS20: a text of run lengths per sequence, or folders of 16-bit PNGs, in either role.
+
+A text line is `frame id class height width rle`, with compressed COCO run lengths; a PNG value is class*1000 + number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from post_platform.datasets.files import MAX_PIXELS, decode_label_png, numbered, read_lines, subfolders
+from post_platform.datasets.masks import decode_mask, encode_mask
+from post_platform.errors import DataError
+from post_platform.labels import UNIDENTIFIED, VOID, Contract, load_contract
+from post_platform.metrics.results.pair import (
+    FramePair,
+    ResultFrame,
+    Results,
+    choose,
+    require_folder,
+    require_frames,
+    require_plain,
+    require_size,
+)
+from post_platform.runs import distinct
+
+IGNORE = 10  # void in the truth; a result that says it says nothing
+IDS_PER_CLASS = 1000
+FURTHER_IDS = 100_000  # of tracks beyond a thousand of one class: no class times 1000 comes near
+
+
+@dataclass(frozen=True)
+class Line:
+    """One object of one frame in a text file; `where` names file and line."""
+
+    where: str
+    identity: int
+    native_class: int
+    height: int
+    width: int
+    rle: str
+
+
+Frames = Mapping[int, Path] | Mapping[int, list[Line]]
+
+
+def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
+    """Pairs of text files or PNG folders, mixed as one likes; a text may lie in `<sequence>/gt/gt.txt`.
+
+    Where both sides are texts, the frames are those that either of them names: a frame without any object is in
+    neither, and changes no score. Predicted tracks are whatever numbers the result uses, plus 1.
+    """
+    require_folder(truth, "truth")
+    require_folder(predictions, "predictions")
+    contract = load_contract(dataset)
+    true_sources, pred_sources = _sources(truth), _sources(predictions)
+    work = {
+        name: _frames(contract, true_sources[name], pred_sources[name])
+        for name in choose(list(true_sources), list(pred_sources), sequences, predictions)
+    }
+    pairs = (pair for name, (true, pred) in work.items() for pair in _pairs(contract, name, true, pred))
+    count = sum(len(true.keys() | pred.keys()) for true, pred in work.values())
+    return Results(contract, count, pairs)
+
+
+def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
+    """Write `<sequence>.txt` for each sequence, also where nothing is in it.
+
+    A label's objects keep their native ids. Predicted tracks are numbered as the official tools number truth, class *
+    1000 + n in the order of their appearance; beyond a thousand of one class they go on at 100000, which the tools
+    take as well.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    things = [entry.id for entry in load_contract(dataset).classes]
+    for sequence, group in groupby(frames, key=lambda frame: frame.sequence):
+        require_plain(sequence, dataset)
+        numbers = _Numbers()
+        with open(folder / f"{sequence}.txt", "w") as file:
+            for frame in group:
+                file.writelines(sorted(_lines(frame, things, numbers), key=lambda line: int(line.split()[1])))
+
+
+def _lines(frame: ResultFrame, things: Sequence[int], numbers: _Numbers) -> Iterator[str]:
+    natives = frame.meta.get("instances", {})
+    height, width = frame.classes.shape
+    for native_class in things:
+        tracks = np.where(frame.classes == native_class, frame.tracks, 0)
+        for track in distinct(tracks).tolist():
+            if track in (0, UNIDENTIFIED):
+                continue
+            number = natives.get(f"{native_class}/{track}")
+            if number is None:
+                number = numbers.of(native_class, track)
+            yield f"{frame.frame} {number} {native_class} {height} {width} {encode_mask(tracks == track)}\n"
+
+
+class _Numbers:
+    """Ids of predicted tracks, given in the order of their appearance."""
+
+    def __init__(self) -> None:
+        self.given: dict[tuple[int, int], int] = {}
+        self.of_class: Counter[int] = Counter()
+
+    def of(self, native_class: int, track: int) -> int:
+        """The id of a track, the same whenever it is asked for."""
+        key = (native_class, track)
+        if key not in self.given:
+            place = self.of_class[native_class]
+            further = FURTHER_IDS + len(self.given)
+            self.given[key] = native_class * IDS_PER_CLASS + place if place < IDS_PER_CLASS else further
+            self.of_class[native_class] += 1
+        return self.given[key]
+
+
+def _sources(folder: Path) -> dict[str, Path]:
+    """Sequence -> its text file, or else its folder of PNGs."""
+    folders = {
+        name: text if (text := path / "gt" / "gt.txt").is_file() else path
+        for name, path in subfolders([folder]).items()
+    }
+    return folders | {path.stem: path for path in sorted(folder.glob("*.txt"))}
+
+
+def _frames(contract: Contract, truth: Path, pred: Path) -> tuple[Frames, Frames]:
+    true: Frames = numbered(truth, (".png",)) if truth.is_dir() else parse(contract, truth, ids_tell_class=True)
+    found: Frames = numbered(pred, (".png",)) if pred.is_dir() else parse(contract, pred)
+    if truth.is_dir() and pred.is_dir():
+        require_frames(list(true), list(found), pred)
+    elif truth.is_dir():
+        alone = sorted(found.keys() - true.keys())
+        if alone:
+            raise DataError(f"{pred}: frame {alone[0]} has no truth")
+    return true, found
+
+
+def parse(contract: Contract, path: Path, ids_tell_class: bool = False) -> dict[int, list[Line]]:
+    """The lines of a text file by frame; `ids_tell_class`: an id must be class*1000 + number, as in the truth.
+
+    Raises: DataError naming file and line: a line that is no object, or an id that its frame already has.
+    """
+    frames: dict[int, list[Line]] = {}
+    names = {entry.id: entry.name for entry in contract.classes} | {IGNORE: "ignore"}
+    *known, last = (f"{number} {name}" for number, name in names.items())
+    for number, text in read_lines(path, str(path)):
+        where, fields = f"{path}, line {number}", text.split()
+        if len(fields) != 6 or not all(field.isdecimal() and len(field) < 10 for field in fields[:5]):
+            raise DataError(f"{where}: {text[:60]!r} is not 'frame id class height width rle'")
+        frame, identity, native_class, height, width = map(int, fields[:5])
+        if native_class not in names:
+            raise DataError(f"{where}: class {native_class}, must be {', '.join(known)} or {last}")
+        if ids_tell_class and identity // IDS_PER_CLASS != native_class:
+            raise DataError(f"{where}: id {identity} and class {native_class} disagree")
+        if height * width > MAX_PIXELS:
+            raise DataError(f"{where}: size {height}x{width}, more than {MAX_PIXELS} pixels")
+        others = frames.setdefault(frame, [])
+        if any(other.identity == identity for other in others):
+            raise DataError(f"{where}: frame {frame} already has an object {identity}")
+        if others and (others[0].height, others[0].width) != (height, width):
+            raise DataError(f"{where}: size {height}x{width}, elsewhere {others[0].height}x{others[0].width}")
+        others.append(Line(where, identity, native_class, height, width, fields[5]))
+    return frames
+
+
+def _pairs(contract: Contract, sequence: str, truth: Frames, pred: Frames) -> Iterator[FramePair]:
+    known = [entry.id for entry in contract.classes]
+    for frame in sorted(truth.keys() | pred.keys()):
+        source = pred.get(frame)
+        true_maps, pred_maps = _maps(truth.get(frame), known), _maps(source, known)
+        if true_maps is None:
+            assert pred_maps is not None
+            true_maps = (np.zeros_like(pred_maps[0]), np.zeros_like(pred_maps[1]))
+        if pred_maps is None:
+            pred_maps = (np.zeros_like(true_maps[0]), np.zeros_like(true_maps[1]))
+        (classes, instances), (pred_classes, pred_tracks) = true_maps, pred_maps
+        require_size(pred_classes, classes, source[0].where if isinstance(source, list) else str(source))
+        pred_tracks = np.where(pred_classes == IGNORE, 0, pred_tracks)
+        pred_classes = np.where(pred_classes == IGNORE, 0, pred_classes).astype(np.uint8)
+        instances = np.where(np.isin(classes, known), (instances - 1) % IDS_PER_CLASS + 1, 0).astype(np.uint16)
+        classes = np.where(classes == IGNORE, VOID, classes).astype(np.uint8)
+        yield FramePair(sequence, frame, classes, instances, pred_classes, pred_tracks)
+
+
+def _maps(source: Path | list[Line] | None, known: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Native classes and native ids + 1 of one frame, 0 = background; None for a text without this frame."""
+    if isinstance(source, Path):
+        values = decode_label_png(source, str(source), "I;16").astype(np.int32)
+        classes = values // IDS_PER_CLASS
+        wrong = values[~np.isin(classes, (0, *known, IGNORE)) | ((classes == 0) & (values > 0))]
+        if wrong.size:
+            first, last = min(known) * IDS_PER_CLASS, max(known) * IDS_PER_CLASS + IDS_PER_CLASS - 1
+            raise DataError(f"{source}: value {wrong[0]}, must be 0, {first}..{last} or 10000")
+        return classes, values + (values > 0)
+    return None if source is None else _paint(source)
+
+
+def _paint(lines: list[Line]) -> tuple[np.ndarray, np.ndarray]:
+    owner = np.zeros((lines[0].height, lines[0].width), np.int32)
+    for number, line in enumerate(lines, start=1):
+        mask = decode_mask(line.rle, line.height, line.width, line.where)
+        below = owner[mask]
+        if below.any():
+            other = lines[below.max() - 1]
+            raise DataError(f"{line.where}: the mask of object {line.identity} overlaps object {other.identity}")
+        owner[mask] = number
+    classes = np.array([0, *(line.native_class for line in lines)], np.int32)
+    identities = np.array([0, *(line.identity + 1 for line in lines)], np.int32)
+    return classes[owner], identities[owner]

@@ -1,0 +1,83 @@
+"""Results of the STEP datasets: `<sequence>/<frame>.png` like the truth, R = class (255 void), G*256 + B = track."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from post_platform.datasets.files import decode_label_png, numbered, subfolders
+from post_platform.errors import DataError
+from post_platform.labels import UNIDENTIFIED, VOID, Contract, legal_classes, load_contract, thing_table
+from post_platform.metrics.results.pair import (
+    FramePair,
+    ResultFrame,
+    Results,
+    choose,
+    require_folder,
+    require_frames,
+    require_plain,
+    require_size,
+)
+from post_platform.runs import distinct
+
+
+def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
+    """Pairs of two folders of sequences; every true frame needs its PNG.
+
+    A true thing without id is crowd; a predicted one has id 0, which is an ordinary id here. Ids of stuff are dropped.
+    """
+    require_folder(truth, "truth")
+    require_folder(predictions, "predictions")
+    true_folders, pred_folders = subfolders([truth]), subfolders([predictions])
+    work: list[tuple[str, int, Path, Path]] = []
+    for name in choose(list(true_folders), list(pred_folders), sequences, predictions):
+        true_files, pred_files = (numbered(folders[name], (".png",)) for folders in (true_folders, pred_folders))
+        require_frames(list(true_files), list(pred_files), pred_folders[name])
+        work += [(name, frame, path, pred_files[frame]) for frame, path in true_files.items()]
+    contract = load_contract(dataset)
+    return Results(contract, len(work), _pairs(contract, work))
+
+
+def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
+    """Write `<sequence>/<frame as %06d>.png`. A thing without identity gets id 0.
+
+    Raises: DataError naming the frame for a class or a track that the format cannot express.
+    """
+    contract = load_contract(dataset)
+    thing, legal = thing_table(contract), legal_classes(contract)
+    for frame in frames:
+        where = f"{dataset} {frame.sequence}/{frame.frame:06d}"
+        require_plain(frame.sequence, where)
+        unknown = [value for value in distinct(frame.classes).tolist() if not legal[value]]
+        if unknown:
+            raise DataError(f"{where}: class {unknown[0]} is not in the contract of {dataset}")
+        tracks = np.where(thing[frame.classes] & (frame.tracks != UNIDENTIFIED), frame.tracks, 0)
+        if int(tracks.max()) >= UNIDENTIFIED:
+            raise DataError(f"{where}: track {int(tracks.max())}, the format has ids up to {UNIDENTIFIED - 1}")
+        rgb = np.stack([frame.classes, tracks >> 8, tracks & 255], axis=-1).astype(np.uint8)
+        target = folder / frame.sequence / f"{frame.frame:06d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgb).save(target)
+
+
+def _pairs(contract: Contract, work: list[tuple[str, int, Path, Path]]) -> Iterator[FramePair]:
+    thing = thing_table(contract)
+    for sequence, frame, true_path, pred_path in work:
+        classes, instances = _maps(contract, true_path)
+        pred_classes, pred_tracks = _maps(contract, pred_path)
+        require_size(pred_classes, classes, str(pred_path))
+        instances[thing[classes] & (instances == 0)] = UNIDENTIFIED
+        yield FramePair(sequence, frame, classes, instances, pred_classes, pred_tracks)
+
+
+def _maps(contract: Contract, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    values = decode_label_png(path, str(path), "RGB")
+    classes = np.ascontiguousarray(values[..., 0])
+    unknown = np.flatnonzero((np.bincount(classes.reshape(-1), minlength=VOID + 1) > 0) & ~legal_classes(contract))
+    if unknown.size:
+        raise DataError(f"{path}: has class {unknown[0]}, must be 0..{contract.classes[-1].id} or {VOID}")
+    instances = values[..., 1].astype(np.uint16) * 256 + values[..., 2].astype(np.uint16)
+    return classes, instances * thing_table(contract)[classes]
