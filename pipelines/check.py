@@ -64,7 +64,8 @@ def check_one(root: str, dataset: str, split: str, full: bool) -> Report:
     sampled = ""
     if report.decoded < report.frames or report.hashed < report.shards:
         sampled = f" (decoded {report.decoded} frames, hashed {report.hashed} shards; all of them: --full)"
-    print(f"{dataset}/{split}: {report.frames} frames in {report.shards} shards: {state}{sampled}")
+    shards = f"{report.shards} shard{'s' * (report.shards != 1)}"
+    print(f"{dataset}/{split}: {report.frames} frames in {shards}: {state}{sampled}")
     for problem in report.problems[:SHOWN_PROBLEMS]:
         print(f"  {problem}")
     if len(report.problems) > SHOWN_PROBLEMS:

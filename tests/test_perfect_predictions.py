@@ -35,7 +35,7 @@ CASES = {
     ),
     "cityscapes": (test_cityscapes.write_source, "train", "gtFine/train", None),
     "cityscapes_vps": (test_cityscapes_vps.write_source, "val", "val", ["0005", "0010"]),
-    "coco_panoptic": (test_coco_panoptic.write_source, "val", "panoptic_val2017.json", None),
+    "coco_panoptic": (test_coco_panoptic.write_source, "val", "annotations/panoptic_val2017.json", None),
     "vipseg": (test_vipseg.write_source, "val", "VIPSeg/val.txt", None),
     "bdd100k_mots": (test_bdd100k_mots.write_source, "val", "bdd100k/labels/seg_track_20/bitmasks/val", None),
     "youtube_vis_2019": (
@@ -57,11 +57,11 @@ def case(request, tmp_path):
     write, split, truth, sequences = CASES[dataset]
     (tmp_path / "source").mkdir()
     source = write(tmp_path / "source")
-    if dataset == "coco_panoptic":  # score.py wants JSON and PNGs side by side
-        content = (source / "annotations/panoptic_val2017.json").read_text()
+    if dataset == "coco_panoptic":  # the fixture's JSON says nothing of its categories; results are scored by them
+        file = source / truth
         names = [(entry.id, entry.name, int(entry.isthing)) for entry in load_contract(dataset).classes]
         listed = [{"id": number, "name": name, "isthing": thing} for number, name, thing in names]
-        (source / truth).write_text(json.dumps({**json.loads(content), "categories": listed}))
+        file.write_text(json.dumps({**json.loads(file.read_text()), "categories": listed}))
     frames = [
         ResultFrame(frame.meta["sequence"], frame.meta["frame"], frame.classes, frame.instances, frame.meta)
         for frame in through_a_shard(dataset, split, source).values()

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from post_platform.datasets import zips
 from post_platform.datasets.files import decode_label_png, is_junk, missing, read_json, require_folder
 from post_platform.datasets.frame import FrameRef, Label
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, load_contract, thing_table
 
 SPLITS = ("train", "val", "test")
-MAX_MEMBER_BYTES = 1 << 26  # the largest official label PNG is below 1 MB
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def label(ref: FrameRef) -> Label:
     """
     where = f"coco_panoptic {ref.key}"
     assert isinstance(ref.label, Segments)
-    content = ref.label.png if ref.label.member is None else _read_member(ref.label.png, ref.label.member, where)
+    content = ref.label.png if ref.label.member is None else zips.read_member(ref.label.png, ref.label.member, where)
     rgb = decode_label_png(content, where, "RGB").astype(np.int32)
     values = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
     rows = sorted({(0, VOID, 0), *ref.label.rows})
@@ -139,8 +136,7 @@ class _PngSource:
         self.zip = next((path for parent in parents[:2] if (path := parent / f"{name}.zip").is_file()), None)
         if self.zip is None:
             raise DataError(f"coco_panoptic {split}: neither {name}/ nor annotations/{name}.zip in {source}")
-        members = (PurePosixPath(member) for member in _open_zip(self.zip).namelist())
-        self.present = {member.name: str(member) for member in members if not any(map(is_junk, member.parts))}
+        self.present = zips.members(self.zip)
 
     def segments(self, name: str, rows: tuple[tuple[int, int, int], ...]) -> Segments:
         """The label called `name`. Raises: DataError when there is no such PNG."""
@@ -150,23 +146,3 @@ class _PngSource:
             return Segments(self.zip, self.present[name], rows)
         assert self.folder is not None
         return Segments(self.folder / self.present[name], None, rows)
-
-
-@lru_cache(maxsize=2)
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"coco_panoptic: {path} cannot be opened: {error}") from error
-
-
-def _read_member(path: Path, member: str, where: str) -> bytes:
-    """One member's bytes, in memory; nothing of the archive ever reaches the disk, whatever its names say."""
-    try:
-        with _open_zip(path).open(member) as stream:
-            content = stream.read(MAX_MEMBER_BYTES + 1)
-    except (OSError, KeyError, zipfile.BadZipFile, EOFError, io.UnsupportedOperation) as error:
-        raise DataError(f"{where}: {member} in {path.name} cannot be read: {error}") from error
-    if len(content) > MAX_MEMBER_BYTES:
-        raise DataError(f"{where}: {member} in {path.name} is larger than {MAX_MEMBER_BYTES} bytes")
-    return content

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from post_platform.datasets import zips
 from post_platform.datasets.files import decode_label_png, is_junk
 from post_platform.datasets.frame import Label
 from post_platform.errors import DataError
@@ -39,9 +40,15 @@ class Annotation:
 
 
 def locate(path: Path) -> tuple[Path, Path]:
-    """JSON and folder of PNGs, of one name, which either of them stands for, or the folder that holds just the two."""
+    """JSON and folder of PNGs, of one name, which either of them stands for, or the folder that holds just the two.
+
+    The PNGs of a JSON in `annotations` may also lie beside that folder, as the tools that train on COCO want it, or in
+    a zip beside the JSON, as COCO is downloaded.
+    """
     if path.suffix == ".json":
-        return path, path.with_suffix("")
+        beside, above, zipped = path.with_suffix(""), path.parent.parent / path.stem, path.with_suffix(".zip")
+        places = [place for place in (beside, above) if place.is_dir()] + [zipped] * zipped.is_file()
+        return path, places[0] if places else beside
     beside = path.with_name(f"{path.name}.json")
     if path.is_dir() and not beside.is_file():
         inside = [file for file in sorted(path.glob("*.json")) if file.with_suffix("").is_dir()]
@@ -192,7 +199,7 @@ def numbered(frames: Iterable[Annotation]) -> Callable[[Annotation], Maps]:
 
 def _maps(annotation: Annotation, ids: np.ndarray) -> Maps:
     png, segments = annotation.png, annotation.segments
-    rgb = decode_label_png(png, str(png), "RGB").astype(np.int32)
+    rgb = decode_label_png(_content(png), str(png), "RGB").astype(np.int32)
     values = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
     own = np.array([segment for segment, _, _ in segments], np.int64)
     table = np.zeros(1 << 24, np.uint16)  # a table over all ids is mapped lazily: cheaper than sorting pixels
@@ -208,6 +215,16 @@ def _maps(annotation: Annotation, ids: np.ndarray) -> Maps:
     crowd = np.array([False, *(crowd for _, _, crowd in segments)])
     numbers = np.concatenate([[0], np.searchsorted(ids, own) + 1])
     return classes[place], np.where(crowd, UNIDENTIFIED, numbers).astype(np.int32)[place]
+
+
+def _content(png: Path) -> Path | bytes:
+    """A PNG file as it is; of one in a zip, its bytes."""
+    if png.parent.suffix != ".zip":
+        return png
+    listed = zips.members(png.parent)
+    if png.name not in listed:
+        raise DataError(f"{png.parent}: has no {png.name}")
+    return zips.read_member(png.parent, listed[png.name], str(png.parent))
 
 
 def write_images(
