@@ -1,10 +1,12 @@
 """Damage after conversion: every kind is found, names its shard, and says how to write it again."""
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from PIL import Image
 
 from post_platform import storage
 from post_platform.cluster import connect
+from post_platform.datasets.frame import Label
 from post_platform.errors import ConfigError, DataError
 from post_platform.shards import check as check_module
+from post_platform.shards import record
 from post_platform.shards.check import check
 from post_platform.shards.index import INDEX_SCHEMA, encode_index, locate, read_split
 from post_platform.shards.planning import plan_conversion
@@ -176,6 +180,22 @@ def rewrite(root, change):
 def test_index_that_contradicts_its_frames_or_itself(root, change, problem):
     rewrite(root, change)
     assert any(problem in line for line in check(root, "kitti_step", "val").problems)
+
+
+def test_object_that_meta_does_not_name(tmp_path):
+    label = Label(np.full((2, 3), 13, np.uint8), np.full((2, 3), 5, np.uint16), {"13/4": 4})
+    facts = {"sequence": "0002", "frame": 0, "seconds_since_previous": None, "source_video": "v"}
+    image = record.store_image(image_bytes(), "here")
+    data = record.encode("0002/000000", image, label, facts)
+    row = {**facts, "labelled": True, "height": 2, "width": 3, "crc32": zlib.crc32(data)}
+    with pytest.raises(DataError, match=r"sample 0002/000000: meta.json does not name the object 13/5"):
+        check_module._check_frame("kitti_step", "kitti_step/val/000000.tar", row, data)
+
+
+def image_bytes():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_a_sample_is_spread_evenly_and_full_finds_the_rest(root, monkeypatch):

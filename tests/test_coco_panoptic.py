@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from official_bytes import through_a_shard
 from PIL import Image
 
 from post_platform.datasets import coco_panoptic
@@ -83,6 +84,15 @@ def test_label_by_hand(source):
     assert label.classes.tolist() == CLASSES
     assert label.instances.tolist() == INSTANCES
     assert label.native_ids == {"1/1": 300, "1/2": 65538}
+
+
+def test_through_a_shard(source):
+    zip_labels(source)
+    for frame in through_a_shard("coco_panoptic", "val", source).values():  # the grey photograph, too
+        assert frame.image.shape == (3, 4, 3)
+        assert frame.classes.tolist() == CLASSES
+        assert frame.instances.tolist() == INSTANCES
+        assert frame.meta["instances"] == {"1/1": 300, "1/2": 65538}
 
 
 def test_every_image_is_a_sequence_of_one_frame(source):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from official_bytes import through_a_shard
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -92,6 +93,15 @@ def test_png_label_by_hand(source):
     assert label.instances.tolist() == INSTANCES_0
     assert label.native_ids == {"1/1": 1000, "1/2": 1001, "2/2": 2001}
     assert (label.classes.dtype, label.instances.dtype) == (np.uint8, np.uint16)
+
+
+def test_through_a_shard(source):
+    frames = through_a_shard("kitti_mots", "val", source)
+    assert frames["0002/000000"].classes.tolist() == CLASSES_0
+    assert frames["0002/000000"].instances.tolist() == INSTANCES_0
+    assert frames["0002/000002"].meta["instances"] == {"2/2": 2001}
+    assert frames["0006/000001"].classes.tolist() == [[1] * 5] * 3
+    assert frames["0006/000001"].instances.tolist() == [[8] * 5] * 3
 
 
 def test_frame_without_objects_is_labelled(source):

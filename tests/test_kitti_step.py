@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from official_bytes import through_a_shard
 from PIL import Image
 
 from post_platform.datasets import kitti_step
@@ -47,6 +48,14 @@ def test_label_by_hand(source):
     assert label.classes.tolist() == CLASSES
     assert label.instances.tolist() == INSTANCES
     assert label.native_ids == {"11/2": 2, "13/2": 2, "13/300": 300}
+
+
+def test_through_a_shard(source):
+    frame = through_a_shard("kitti_step", "val", source)["0002/000001"]
+    assert frame.classes.tolist() == CLASSES
+    assert frame.instances.tolist() == INSTANCES
+    assert frame.meta["instances"] == {"11/2": 2, "13/2": 2, "13/300": 300}
+    assert (through_a_shard("kitti_step", "test", source)["0000/000000"].classes == 255).all()
 
 
 def test_frames(source):

@@ -1,10 +1,16 @@
 """The ledger: one chained hash over what was trained on, cut back to the step from which a run continues."""
 
 import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from post_platform.training.ledger import EMPTY, Ledger, read
+from post_platform.training.ledger import EMPTY, NAME, Ledger, read
+
+ROOT = Path(__file__).resolve().parent.parent
 
 STEPS = [[(0, "a/s/000001"), (1, "b/s/000000")], [(2, "a/s/000002"), (3, "a/t/000000")], [(4, "b/s/000001")]]
 
@@ -78,3 +84,60 @@ def test_a_last_line_cut_by_a_kill_is_dropped(tmp_path):
 
 def test_a_ledger_that_is_not_there_is_empty(tmp_path):
     assert read(tmp_path / "none") == []
+
+
+def script(*arguments):
+    command = [sys.executable, "pipelines/ledger.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def run_folder(tmp_path, name, steps=STEPS):
+    (tmp_path / name).mkdir()
+    filled(tmp_path / name / NAME, steps)
+    return tmp_path / name
+
+
+def test_script_says_that_two_runs_saw_the_same(tmp_path):
+    one, two = run_folder(tmp_path, "one"), run_folder(tmp_path, "two", STEPS[:2])
+    same = script(one, one / NAME)
+    assert (same.returncode, same.stdout, same.stderr) == (0, "the same data over 3 steps\n", "")
+    shorter = script("two", "one", "--dir", tmp_path, "--json", tmp_path / "c.json")
+    assert (shorter.returncode, shorter.stdout) == (0, "the same data over 2 steps; one run has 1 more\n")
+    assert json.loads((tmp_path / "c.json").read_text()) == {
+        "steps": [2, 3],
+        "parting": None,
+        "reason": "",
+        "same": True,
+    }
+    assert two.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ([(2, "a/s/000002"), (3, "a/t/000009")], "the same positions and counts, other samples"),
+        ([(2, "a/s/000002"), (3, "b/t/000000")], "samples per dataset a 2 against a 1, b 1"),
+        ([(2, "a/s/000002"), (4, "a/t/000000")], "positions 2 to 3 (2) against 2 to 4 (2)"),
+        ([(2, "a/s/000002")], "positions 2 to 3 (2) against 2 to 2 (1)"),
+    ],
+)
+def test_script_names_the_step_at_which_two_runs_part(tmp_path, second, reason):
+    one, two = run_folder(tmp_path, "one"), run_folder(tmp_path, "two", [STEPS[0], second, STEPS[2]])
+    found = script(one, two)
+    assert found.returncode == 1
+    assert found.stdout.startswith(f"the runs part at step 2: {reason}")
+
+
+def test_script_answers_mistakes_in_one_line(tmp_path):
+    one = run_folder(tmp_path, "one")
+    missing = script(one, "onee", "--dir", tmp_path)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: no ledger of run 'onee': neither onee/ledger.jsonl nor ")
+    assert "did you mean one" in missing.stderr
+    lines = (one / NAME).read_text().splitlines()
+    (one / NAME).write_text("\n".join([lines[0], lines[2], ""]))
+    damaged = script(one, one)
+    assert damaged.returncode == 1
+    assert damaged.stderr.startswith(f"error: {one / NAME}, line 2: is not the record of step 2: step 3")
+    (one / NAME).write_text("{}\n")
+    assert "line 1: is not the record of step 1" in script(one, one).stderr

@@ -35,8 +35,11 @@ def read_seqmap(folders: Iterable[Path], split: str) -> dict[str, range] | None:
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 4 or not (fields[2].isdecimal() and fields[3].isdecimal()) or fields[0] in frames:
-            raise DataError(f"{path}, line {number}: {line!r} is not '<sequence> empty <first frame> <last frame>'")
+        legal = len(fields) == 4 and all(field.isdecimal() and len(field) < 10 for field in fields[2:])
+        if not legal or fields[0] in frames:
+            raise DataError(
+                f"{path}, line {number}: {line[:80]!r} is not '<sequence> empty <first frame> <last frame>'"
+            )
         frames[fields[0]] = range(int(fields[2]), int(fields[3]) + 1)
     return frames
 
@@ -77,7 +80,7 @@ def sequence_images(dataset: str, sequence: str, folder: Path, expected: range |
     images = numbered(folder, IMAGE_SUFFIXES)
     if not images:
         raise DataError(f"{dataset} {sequence}: no image in {folder}")
-    if expected is not None and list(images) != list(expected):
+    if expected is not None and (len(images) != len(expected) or list(images) != list(expected)):
         raise DataError(
             f"{dataset} {sequence}: {len(images)} images ({min(images):06d} to {max(images):06d}) in {folder}, "
             f"the seqmap says {len(expected)} ({expected[0]:06d} to {expected[-1]:06d})"

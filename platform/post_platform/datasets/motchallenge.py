@@ -31,11 +31,12 @@ def read_seqinfo(dataset: str, folder: Path) -> SequenceInfo:
         with open(path, encoding="utf-8", errors="replace") as file:
             parser.read_string(file.read(1 << 16))
         section = parser["Sequence"]
-        rate, length = float(section["frameRate"]), int(section["seqLength"])
+        rate, length = float(section["frameRate"]), int(section["seqLength"][:20])
     except OSError as error:
         raise DataError(f"{dataset} {folder.name}: {path} cannot be read: {error.strerror}") from error
     except (configparser.Error, KeyError, ValueError) as error:
-        raise DataError(f"{dataset} {folder.name}: seqinfo.ini is malformed: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{dataset} {folder.name}: seqinfo.ini is malformed: {reason}") from error
     if not (0 < rate <= 1000 and 0 < length <= MAX_FRAMES):
         raise DataError(f"{dataset} {folder.name}: seqinfo.ini says {length} frames at {rate} per second")
     images = section.get("imDir", "img1")

@@ -61,7 +61,7 @@ def sequence_labels(
     lines: dict[int, list[str]] = {frame: [] for frame in images}
     for number, line in read_lines(text, f"{dataset} {sequence}"):
         first = line.split(maxsplit=1)[0]
-        if not first.isdecimal() or int(first) not in lines:
+        if not first.isdecimal() or len(first) > 9 or int(first) not in lines:
             raise DataError(f"{dataset} {sequence}: {text.name}, line {number}: frame {first[:20]!r} has no image")
         lines[int(first)].append(line)
     return {frame: tuple(listed) for frame, listed in lines.items()}

@@ -16,7 +16,7 @@ import numpy as np
 
 from post_platform import storage
 from post_platform.errors import DataError
-from post_platform.labels import VOID, label_problem, load_contract
+from post_platform.labels import UNIDENTIFIED, VOID, label_problem, load_contract
 from post_platform.runs import distinct
 from post_platform.shards import record
 from post_platform.shards.index import Split, convert_command, read_split
@@ -202,6 +202,11 @@ def _check_frame(dataset: str, where: str, row: dict[str, Any], data: bytes) -> 
     problem = label_problem(load_contract(dataset), decoded.classes, decoded.instances)
     if problem:
         raise DataError(f"{place}: {problem}")
+    codes = distinct(decoded.classes.astype(np.uint32) << 16 | decoded.instances).tolist()
+    drawn = {f"{code >> 16}/{code & 0xFFFF}" for code in codes if code & 0xFFFF not in (0, UNIDENTIFIED)}
+    unnamed = sorted(drawn - decoded.meta.get("instances", {}).keys())
+    if unnamed:
+        raise DataError(f"{place}: meta.json does not name the object {unnamed[0]} of the label")
     present = distinct(decoded.classes).tolist()
     if not row["labelled"] and present != [VOID]:
         raise DataError(f"{place}: is unlabelled, but its label is not all void")

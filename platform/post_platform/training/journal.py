@@ -18,7 +18,7 @@ from post_platform.labels import load_contract, thing_table
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import Picture, Scores
 from post_platform.training.job import Job
-from post_platform.training.ledger import EMPTY, Ledger, Seen
+from post_platform.training.ledger import EMPTY, NAME, Ledger, Seen
 from post_platform.training.vocabulary import projections
 
 PROGRESS = "progress.json"
@@ -39,7 +39,7 @@ class Journal:
         if newest:
             state = checkpoint.read_state(newest)
             step, digest = state["step"], state["ledger"]
-        self.ledger = Ledger(job.folder / "ledger.jsonl", step, digest)
+        self.ledger = Ledger(job.folder / NAME, step, digest)
         self.log, self.plan = job.open_log(), job.plan().digest
         self.pending: list[tuple[int, dict[str, float]]] = []
         self.latest: dict[str, float] = {}

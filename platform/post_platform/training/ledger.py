@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from post_platform.errors import DataError, nearest
+
+NAME = "ledger.jsonl"
 EMPTY = hashlib.sha256(b"").hexdigest()
 
 Seen = tuple[int, str]  # (position, sample key `<dataset>/<sequence>/<frame>`)
@@ -45,6 +49,72 @@ class Ledger:
 def read(path: Path) -> list[dict]:
     """All lines of a ledger, oldest first."""
     return [json.loads(line) for line in _lines(path)]
+
+
+def find(run: str, folder: Path) -> Path:
+    """The ledger of a run, given as a file, as the run's folder, or by its name in `folder`.
+
+    Raises: DataError naming what was looked for.
+    """
+    places = [Path(run), Path(run) / NAME, folder / run / NAME]
+    for place in places:
+        if place.is_file():
+            return place
+    known = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
+    raise DataError(
+        f"no ledger of run {run!r}: neither {places[1]} nor {places[2]}{nearest(run, known)}",
+        f"runs with a ledger in {folder}: {', '.join(known) or 'none'}",
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two ledgers agree: `steps` of each, the first step at which they part (None: nowhere), and how."""
+
+    steps: tuple[int, int]
+    parting: int | None
+    reason: str = ""
+
+
+def compare(one: Path, other: Path) -> Comparison:
+    """Compare two ledgers step by step, as far as both go.
+
+    Raises: DataError naming file and line when one is damaged.
+    """
+    a, b = _checked(one), _checked(other)
+    for mine, theirs in zip(a, b, strict=False):
+        if mine["sha256"] == theirs["sha256"]:
+            continue
+        if mine["positions"] != theirs["positions"]:
+            reason = f"positions {_span(mine['positions'])} against {_span(theirs['positions'])}"
+        elif mine["counts"] != theirs["counts"]:
+            reason = f"samples per dataset {_counts(mine['counts'])} against {_counts(theirs['counts'])}"
+        else:
+            reason = "the same positions and counts, other samples: another plan, or a bad sample was replaced"
+        return Comparison((len(a), len(b)), mine["step"], reason)
+    return Comparison((len(a), len(b)), None)
+
+
+def _checked(path: Path) -> list[dict]:
+    """All lines, whose steps must be 1, 2, 3, ..."""
+    found: list[dict] = []
+    for number, text in enumerate(_lines(path), start=1):
+        try:
+            line = json.loads(text)
+            if line["step"] != number or not isinstance(line["sha256"], str):
+                raise ValueError(f"step {line['step']}")
+            found.append({**line, "positions": list(line["positions"]), "counts": dict(line["counts"])})
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: is not the record of step {number}: {error}") from error
+    return found
+
+
+def _span(positions: list[int]) -> str:
+    return f"{min(positions)} to {max(positions)} ({len(positions)})" if positions else "none"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
 def _lines(path: Path) -> Iterable[str]:

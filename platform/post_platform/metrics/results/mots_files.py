@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from post_platform.datasets.files import MAX_PIXELS, decode_label_png, numbered, read_lines, subfolders
+from post_platform.datasets.files import MAX_PIXELS, decode_label_png, is_junk, numbered, read_lines, subfolders
 from post_platform.datasets.masks import decode_mask, encode_mask
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, load_contract
@@ -72,8 +72,8 @@ def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
     """Write `<sequence>.txt` for each sequence, also where nothing is in it.
 
     A label's objects keep their native ids. Predicted tracks are numbered as the official tools number truth, class *
-    1000 + n in the order of their appearance; beyond a thousand of one class they go on at 100000, which the tools
-    take as well.
+    1000 + n in the order of their appearance; beyond a thousand of one class they go on above 100000, which TrackEval
+    takes as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
     things = [entry.id for entry in load_contract(dataset).classes]
@@ -123,12 +123,12 @@ def _sources(folder: Path) -> dict[str, Path]:
         name: text if (text := path / "gt" / "gt.txt").is_file() else path
         for name, path in subfolders([folder]).items()
     }
-    return folders | {path.stem: path for path in sorted(folder.glob("*.txt"))}
+    return folders | {path.stem: path for path in sorted(folder.glob("*.txt")) if not is_junk(path.name)}
 
 
 def _frames(contract: Contract, truth: Path, pred: Path) -> tuple[Frames, Frames]:
-    true: Frames = numbered(truth, (".png",)) if truth.is_dir() else parse(contract, truth, ids_tell_class=True)
-    found: Frames = numbered(pred, (".png",)) if pred.is_dir() else parse(contract, pred)
+    true: Frames = _pngs(truth) if truth.is_dir() else parse(contract, truth, ids_tell_class=True)
+    found: Frames = _pngs(pred) if pred.is_dir() else parse(contract, pred)
     if truth.is_dir() and pred.is_dir():
         require_frames(list(true), list(found), pred)
     elif truth.is_dir():
@@ -136,6 +136,14 @@ def _frames(contract: Contract, truth: Path, pred: Path) -> tuple[Frames, Frames
         if alone:
             raise DataError(f"{pred}: frame {alone[0]} has no truth")
     return true, found
+
+
+def _pngs(folder: Path) -> dict[int, Path]:
+    """Frame -> PNG. A folder without any is one that was not unpacked whole, not a sequence in which nothing is."""
+    files = numbered(folder, (".png",))
+    if not files:
+        raise DataError(f"{folder}: has neither gt/gt.txt nor a PNG named after its frame")
+    return files
 
 
 def parse(contract: Contract, path: Path, ids_tell_class: bool = False) -> dict[int, list[Line]]:
