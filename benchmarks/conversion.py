@@ -82,19 +82,17 @@ def run(contender: str, source: Path) -> float:
             started = time.perf_counter()
             plain_loop(source, Path(out) / "all.tar")
             return time.perf_counter() - started
-        import ray
-
-        from post_platform.cluster import QUIET
+        from post_platform.cluster import connect
         from post_platform.shards.planning import plan_conversion
         from post_platform.shards.write import write_split
 
-        os.environ.update(QUIET, PYTHONPATH=os.pathsep.join([str(ROOT / "platform"), str(ROOT / "model")]))
-        cpus = 2 if contender == "two" else 1
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        (warm,) = plan_conversion("kitti_mots", source, Path(out) / "warm", "val", 1 << 40)
-        write_split(warm)  # workers are up and their modules imported
+        connect()  # as convert.py does; its processes inherit the cores
+        (whole,) = plan_conversion("kitti_mots", source, Path(out) / "warm", "val", 1 << 40)
+        shard_bytes = max(1, whole.size // 8)
+        (warm,) = plan_conversion("kitti_mots", source, Path(out) / "warm", "val", shard_bytes)
+        write_split(warm)  # every worker is up and has imported its modules
         started = time.perf_counter()
-        (job,) = plan_conversion("kitti_mots", source, Path(out) / "timed", "val", max(1, warm.size // 8))
+        (job,) = plan_conversion("kitti_mots", source, Path(out) / "timed", "val", shard_bytes)
         write_split(job)
         return time.perf_counter() - started
 

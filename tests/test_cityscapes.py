@@ -11,7 +11,7 @@ from post_platform.datasets import cityscapes
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
 from post_platform.shards import record
-from post_platform.shards.write import encode_frame
+from post_platform.shards.frame import encode_frame
 
 # Car 26000 (number 0) and 26001, a group of persons (24) beside person 24000, an ignored caravan 29001 and trailer 30,
 # and what is never evaluated: unlabeled 0, ego vehicle 1, parking 9.

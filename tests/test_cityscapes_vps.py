@@ -10,7 +10,7 @@ from post_platform.datasets import cityscapes_vps
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
 from post_platform.shards import record
-from post_platform.shards.write import encode_frame
+from post_platform.shards.frame import encode_frame
 
 ROAD, SKY, CAR, PERSON, BUS = (128, 64, 128), (70, 130, 180), (0, 0, 142), (220, 20, 60), (0, 60, 100)
 BLACK, GROUND = (0, 0, 0), (81, 0, 81)

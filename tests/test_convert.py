@@ -106,7 +106,7 @@ def test_shards_are_cut_between_sequences_if_possible(source, tmp_path):
     whole = [["0002/000000", "0002/000001", "0002/000002"], ["0006/000000", "0006/000001"]]
     assert sizes(3 * image) == sizes(4 * image) == whole
     assert sizes(5 * image) == [whole[0] + whole[1]]
-    assert sizes(2 * image) == [whole[0][:2], whole[0][2:], whole[1]]  # larger than a shard: cut
+    assert sizes(2 * image) == [whole[0][:1], whole[0][1:], whole[1]]  # larger than a shard: cut
 
 
 def test_failed_conversion_leaves_no_split(ray, source, tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 from post_platform.datasets import davis_unsup
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
+from post_platform.metrics.results import ResultFrame, read_results, write_results
 
 FIRST = [[0, 2, 2, 255], [0, 2, 0, 255], [0, 0, 0, 0]]  # object 1 is not there yet
 LATER = [[1, 2, 2, 254], [1, 0, 0, 0], [1, 0, 0, 0]]
@@ -64,9 +65,16 @@ def test_palette_of_two_bits(source):
     assert frame.instances.tolist() == [[1, 2, 2, 2], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
-def test_frame_without_a_label_is_unlabelled_not_empty(source):
+def test_frame_without_a_label_is_unlabelled_not_empty(source, caplog):
     (source / "DAVIS/Annotations_unsupervised/480p/dog/00002.png").unlink()
     assert [ref.label is None for ref in davis_unsup.frames(source, "val")] == [False, False, True, False, False, False]
+    assert "davis_unsup val: 1 of 6 frames have no label in Annotations_unsupervised/480p" in caplog.text
+
+
+def test_only_labelled_splits_miss_labels(source, caplog):
+    davis_unsup.frames(source, "val")
+    davis_unsup.frames(source, "test_dev")
+    assert not caplog.text
 
 
 def test_colours_instead_of_a_palette(source):
@@ -91,3 +99,33 @@ def test_full_resolution_and_missing_sequences(source, caplog):
     (root / "JPEGImages/Full-Resolution/dog/00002.jpg").unlink()
     with pytest.raises(DataError, match="davis_unsup dog/000002: has a label but no image"):
         davis_unsup.frames(source, "val")
+
+
+def test_more_than_twenty_proposals_are_refused(source, tmp_path):
+    """12 in the first frame are legal, and so are 12 in each sequence; 24 over the frames of one are not."""
+    for sequence, step in (("camel", 0), ("dog", 12)):
+        for frame in range(3):
+            numbers = 1 + step * frame + np.arange(12).reshape(3, 4)
+            palette(tmp_path / f"results/{sequence}/{frame:05d}.png", numbers)
+    results = read_results("davis_unsup", source / "DAVIS/Annotations_unsupervised/480p", tmp_path / "results")
+    assert [next(results.frames).sequence for _ in range(4)] == ["camel", "camel", "camel", "dog"]
+    with pytest.raises(DataError, match=r"results/dog: more than 20 proposals"):
+        next(results.frames)
+    with pytest.raises(DataError, match=r"results/dog: more than 20 proposals"):
+        results.further()
+
+
+def test_twenty_largest_tracks_are_written(tmp_path, caplog):
+    """22 tracks of one pixel, of which 100 and 121 have another one in the next frame; 65535 is no track."""
+    first = np.append(np.arange(100, 122), [0, 65535]).reshape(4, 6)
+    second = np.zeros((4, 6), int)
+    second[0, :2] = 121, 100
+    classes = np.where(first > 0, 1, 0).astype(np.uint8)
+    frames = [ResultFrame("dog", frame, classes, tracks, {}) for frame, tracks in ((0, first), (7, second))]
+    write_results("davis_unsup", frames, tmp_path)
+    assert "davis_unsup dog: 20 of 22 tracks written, the largest" in caplog.text
+    image = Image.open(tmp_path / "dog/00000.png")
+    assert image.mode == "P"
+    assert len(np.unique(image)) == 21
+    assert np.asarray(image)[3].tolist()[-2:] == [0, 0]
+    assert np.asarray(Image.open(tmp_path / "dog/00007.png"))[0].tolist() == [20, 1, 0, 0, 0, 0]

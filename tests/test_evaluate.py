@@ -1,5 +1,6 @@
 """Evaluation over whole sequences: every one once, in native classes, and the truth itself scores 1."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from post_platform.training.evaluate import (
     mean_score,
     native_ids,
     open_model,
+    run_sequence,
     scores_of,
     sequences,
     share_of,
@@ -141,3 +143,22 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(DataError, match=rf"^no usable checkpoint: .*{tmp_path.name}") as caught:
         open_model(tmp_path)
     assert caught.value.hint == "a run's checkpoints are in <run.dir>/<run.name>/checkpoints"
+
+
+def test_nothing_is_carried_from_one_still_to_the_next(toy_shards):
+    """Cityscapes has several stills of one sequence's name."""
+    found = read_split(toy_shards, "coco_panoptic", "val")
+    names = pa.array(["frankfurt_000000"] * found.index.num_rows)
+    one_name = replace(found, index=found.index.set_column(0, "sequence", names))
+    (stretch,) = sequences([one_name])
+    assert stretch.stop > 1
+    given = []
+
+    def step(images, states):
+        given.extend(states)
+        shape = images[0].shape[:2]
+        result = SimpleNamespace(classes=torch.zeros(shape, dtype=int), tracks=torch.zeros(shape, dtype=int))
+        return [result], ["state"]
+
+    list(run_sequence(SimpleNamespace(step=step), load_contract("coco_panoptic"), stretch))
+    assert given == [None] * stretch.stop

@@ -106,6 +106,16 @@ def test_the_previous_frame_is_stride_earlier_and_missing_for_the_first_frame():
     assert rows["0000/000005"]["prev_seconds"] == pytest.approx(0.2)
 
 
+def test_stills_of_one_name_are_no_video():
+    """Cityscapes: a sequence holds several annotated snippets, whose frames are not consecutive."""
+    stills = split("cityscapes", [3])
+    column = stills.index.schema.get_field_index("seconds_since_previous")
+    stills.index = stills.index.set_column(column, "seconds_since_previous", pa.nulls(3, pa.float64()))
+    rows = Plan([stills], global_batch=3).rows(np.arange(3)).to_pylist()
+    assert {row["key"] for row in rows} == {"0000/000000", "0000/000001", "0000/000002"}
+    assert {row["prev_shard"] for row in rows} == {None}
+
+
 def test_strides_and_augmentation_seeds_cover_their_range():
     plan = Plan([split("a", [50])], global_batch=50, stride=(1, 3))
     rows = [row for row in plan.rows(np.arange(200)).to_pylist() if int(row["key"][-6:]) >= 3]

@@ -151,4 +151,25 @@ def test_expected_size_is_close(ray, source, tmp_path):
     written = sum(shard["size"] for shard in manifest["shards"])
     assert 0.9 * job.size < written < 1.1 * job.size
     assert len(job.shards) > 10
-    assert max(shard["size"] for shard in manifest["shards"]) < 1.1 * (1 << 20)
+    for shard, planned in zip(manifest["shards"], job.shards, strict=True):
+        assert 0.9 * planned.size < shard["size"] < 1.1 * planned.size
+
+
+def test_shards_hold_whole_sequences_or_equal_parts_of_one(source, tmp_path):
+    """Nine sequences of six frames that are alike."""
+    (job,) = plan_conversion("kitti_mots", source, tmp_path, "val")
+    frame = job.size / 54
+
+    def lengths(frames):
+        (planned,) = plan_conversion("kitti_mots", source, tmp_path, "val", round(frames * frame))
+        for shard in planned.shards:
+            assert len({ref.sequence for ref in shard.frames}) == 1 or len(shard.frames) % 6 == 0
+        return [len(shard.frames) for shard in planned.shards]
+
+    assert lengths(54.5) == [54]
+    assert lengths(13) == [12, 12, 12, 12, 6]
+    assert lengths(6.1) == [6] * 9
+    assert lengths(5.6) == [6] * 9  # a tenth too much
+    assert lengths(5) == [3] * 18  # not five and one
+    assert lengths(2.1) == [2] * 27
+    assert lengths(0.5) == [1] * 54

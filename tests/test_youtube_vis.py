@@ -10,6 +10,9 @@ from pycocotools import mask as coco_mask
 from post_platform.datasets import reader
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
+from post_platform.metrics.contingency import frame_table, merge
+from post_platform.metrics.results import ResultFrame, read_results, write_results
+from post_platform.metrics.score import score
 
 # Two objects that overlap, the smaller one inside the larger; and a crowd under both. 4 x 6 pixels.
 LARGE = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
@@ -139,8 +142,16 @@ def test_file_of_the_other_year_is_refused(dataset, source):
         (lambda c: c["annotations"][0].pop("segmentations"), "malformed: KeyError"),
         (lambda c: c["videos"][0]["file_names"].reverse(), "not in time order"),
         (lambda c: c["videos"][0]["file_names"].append("ab12/00015.jpg"), "1 of 4 images are not in"),
-        (lambda c: c["videos"][0].update(file_names=["../ab12/00000.jpg"]), "must be <video>/<frame>.jpg"),
-        (lambda c: c["videos"][0].update(file_names=["ab12/x.jpg"]), "malformed: ValueError"),
+        (lambda c: c["videos"][0].update(file_names=["../ab12/00000.jpg"]), "must be <video>/<number>.jpg"),
+        (lambda c: c["videos"][0].update(file_names=["../00000.jpg"]), "must be <video>/<number>.jpg"),
+        (lambda c: c["videos"][0].update(file_names=["/00000.jpg"]), "must be <video>/<number>.jpg"),
+        (lambda c: c["videos"][0].update(file_names=["ab12/x.jpg"]), "video 7: file_names .*, got 'ab12/x.jpg'"),
+        (lambda c: c["videos"][0].update(file_names=["ab12/-0005.jpg"]), "must be <video>/<number>.jpg"),
+        (lambda c: c["videos"][0].update(file_names=["ab12/9999999999.jpg"]), "must be <video>/<number>.jpg"),
+        (lambda c: c["videos"][1].update(id=7), "json lists two videos of id 7"),
+        (lambda c: c["videos"][1].update(file_names=["ab12/00000.jpg"]), "json lists two videos of folder ab12"),
+        (lambda c: c["videos"][1].update(width=10**9), "cd34: size 4x1000000000, must be 1 to"),
+        (lambda c: c["videos"][1].update(width=-6, height=-4), "cd34: size -4x-6, must be 1 to"),
         (lambda c: c["videos"][0].update(file_names=[]), "malformed: IndexError"),
         (lambda c: c.update(videos=3), "malformed: TypeError"),
         (
@@ -154,10 +165,146 @@ def test_wrong_json(dataset, source, change, message):
     changed = content(dataset)
     change(changed)
     rewrite(source, dataset, changed)
-    with pytest.raises(DataError, match=f"^{dataset} .*{message}"):
+    with pytest.raises(DataError, match=f"^{dataset}:? .*{message}"):
         [reader(dataset).label(ref) for ref in reader(dataset).frames(source, "train")]
 
 
 def test_missing_split(dataset, source):
     with pytest.raises(MissingSplit, match=f"{dataset} test: nothing found"):
         reader(dataset).frames(source, "test")
+
+
+def test_more_annotations_than_can_be_stored(dataset, source):
+    track = {"video_id": 9, "category_id": NAMES[dataset]["dog"], "segmentations": [None]}
+    rewrite(source, dataset, {**content(dataset), "annotations": [{**track, "id": n} for n in range(65535)]})
+    with pytest.raises(DataError, match=f"{dataset} cd34: 65535 annotations, no more than 65534 can be stored"):
+        reader(dataset).frames(source, "train")
+
+
+def labels(dataset, source):
+    return [
+        ResultFrame(frame.meta["sequence"], frame.meta["frame"], frame.classes, frame.instances, frame.meta)
+        for frame in through_a_shard(dataset, "train", source).values()
+    ]
+
+
+def scores(dataset, truth, predictions):
+    results = read_results(dataset, truth, predictions)
+    table = merge([frame_table(dataset, **vars(pair)) for pair in results.frames])
+    return score(table, results.contract) | results.further()
+
+
+def test_results_as_written(dataset, source, tmp_path):
+    """A score is the mean over the frames that name one, 1 without; null where a track is not."""
+    person, dog = NAMES[dataset]["person"], NAMES[dataset]["dog"]
+    frames = labels(dataset, source)
+    frames[0].scores.update({f"{dog}/5": 0.25})
+    frames[2].scores.update({f"{dog}/5": 0.75})
+    write_results(dataset, frames, tmp_path / "results")
+    listed = json.loads((tmp_path / "results/results.json").read_text())
+    whole = [{"size": [4, 6], "counts": compressed(mask)} for mask in (LARGE, SMALL)]
+    assert listed == [
+        {"video_id": 7, "category_id": person, "score": 1.0, "segmentations": [whole[0], None, whole[0]]},
+        {"video_id": 7, "category_id": dog, "score": 0.5, "segmentations": [whole[1], None, whole[1]]},
+    ]
+
+
+def test_perfect_where_masks_of_one_size_overlap(dataset, source, tmp_path):
+    """Listed by falling id, and one of two identical masks hides the other; in the label the higher id is on top."""
+    left, right = np.zeros((4, 6), int), np.zeros((4, 6), int)
+    left[0:2, 0:3], right[1:3, 1:4] = 1, 1
+    track = {"video_id": 7, "category_id": NAMES[dataset]["dog"]}
+    tracks = [
+        {**track, "id": 9, "segmentations": [run_lengths(left)] * 3},
+        {**track, "id": 4, "segmentations": [run_lengths(left), run_lengths(right), None]},
+        {**track, "id": 2, "segmentations": [run_lengths(right), None, run_lengths(right)]},
+    ]
+    rewrite(source, dataset, {**content(dataset), "annotations": tracks})
+    frames = labels(dataset, source)
+    assert frames[0].tracks.tolist() == [[9, 9, 9, 0, 0, 0], [9, 9, 9, 2, 0, 0], [0, 2, 2, 2, 0, 0], [0] * 6]
+    write_results(dataset, frames, tmp_path / "results")
+    best = scores(dataset, source / place(dataset, "train"), tmp_path / "results")
+    assert best["HOTA"] == pytest.approx(1.0, abs=1e-12)
+    assert best["AP"] == best["AR10"] == pytest.approx(1.0, abs=1e-12)
+
+
+def test_mean_area_leaves_out_frames_without_a_pixel(dataset, source, tmp_path):
+    """200 x 200 pixels in one of three frames are a medium track, also where the other frames have an empty mask."""
+    shown, empty = [{"size": [300, 300], "counts": counts} for counts in ([0, *[200, 100] * 199, 200, 30100], [90000])]
+    changed = content(dataset)
+    changed["videos"][0].update(width=300, height=300)
+    track = {"video_id": 7, "category_id": NAMES[dataset]["dog"], "segmentations": [empty, shown, empty]}
+    rewrite(source, dataset, {**changed, "annotations": [{**track, "id": 1}]})
+    (tmp_path / "results.json").write_text(json.dumps([{**track, "score": 0.5}]))
+    found = scores(dataset, source / place(dataset, "train"), tmp_path)
+    assert found["AP"] == found["AP_medium"] == pytest.approx(1.0, abs=1e-12)
+    assert (found["AP_small"], found["AP_large"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["videos"][1].update(id=7), "lists two videos of id 7"),
+        (lambda c: c["videos"][1].update(file_names=["ab12/00000.jpg"]), "lists two videos of folder ab12"),
+        (lambda c: c["videos"][1].update(width=10**9, height=10**9), "size 1000000000x1000000000, must be 1 to"),
+        (lambda c: c["videos"][1].update(file_names=["cd34/99999999999.jpg"]), "must be <video>/<number>.jpg"),
+        (lambda c: c["categories"][0].update(name="yeti"), "category [0-9]+ 'yeti', expected 'person'"),
+        (lambda c: c.pop("annotations"), "has no annotations, so there is nothing to score against"),
+        (lambda c: c["annotations"][0].pop("id"), r"malformed \(KeyError\('id'\)\)"),
+    ],
+)
+def test_wrong_truth(dataset, source, tmp_path, change, message):
+    changed = content(dataset)
+    change(changed)
+    rewrite(source, dataset, changed)
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(DataError, match=message):
+        scores(dataset, source / place(dataset, "train"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(video_id=8), "video 8 is not in the truth"),
+        (lambda r: r.update(category_id=41), "unknown category 41"),
+        (lambda r: r.update(score=float("nan")), "a score is nan"),
+        (lambda r: r.update(segmentations=[None]), r"video 7 \(ab12\) has 3 frames, one of its tracks 1 masks"),
+        (
+            lambda r: r.update(segmentations=[None, {"counts": [9]}, None]),
+            "prediction of ab12/000005, track 1: the run",
+        ),
+        (lambda r: r.pop("video_id"), "malformed"),
+    ],
+)
+def test_wrong_results(dataset, source, tmp_path, change, message):
+    entry = {"video_id": 7, "category_id": 1, "score": 0.5, "segmentations": [None, None, None]}
+    change(entry)
+    (tmp_path / "results.json").write_text(json.dumps([entry]))
+    with pytest.raises(DataError, match=message):
+        scores(dataset, source / place(dataset, "train"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "native",
+    [
+        {},
+        {"video_id": "7", "length": 3, "index": 0},
+        {"video_id": 7, "length": 3, "index": 3},
+        {"video_id": 7, "length": 3, "index": -1},
+        {"video_id": 7, "length": 10**12, "index": 0},
+    ],
+)
+def test_frames_that_do_not_know_their_video(dataset, tmp_path, native):
+    frame = ResultFrame("ab12", 5, np.ones((4, 6), np.uint8), np.ones((4, 6), int), {"native": native})
+    with pytest.raises(DataError, match=f"{dataset} ab12/000005: meta.json must have a native video_id"):
+        write_results(dataset, [frame], tmp_path)
+
+
+def test_frames_of_one_sequence_that_name_two_videos(dataset, tmp_path):
+    natives = [{"video_id": 7, "length": 3, "index": 0}, {"video_id": 7, "length": 9, "index": 8}]
+    frames = [
+        ResultFrame("ab12", 5 * n, np.ones((4, 6), np.uint8), np.ones((4, 6), int), {"native": native})
+        for n, native in enumerate(natives)
+    ]
+    with pytest.raises(DataError, match=f"{dataset} ab12/000005: meta.json says video 7 of 9 frames, in an earlier"):
+        write_results(dataset, frames, tmp_path)

@@ -42,10 +42,10 @@ def predicted_frames(
     model, card = open_model(checkpoint, device)
     contract = load_contract(split.dataset)
     predictor = Predictor(model, projection_of(contract, card.class_names), tracking)
-    natives, state, current = native_ids(contract), None, None
+    natives, state = native_ids(contract), None
     for row, frame in _frames(split, sequences):
-        if row["sequence"] != current:
-            current, state = row["sequence"], None
+        if row["seconds_since_previous"] is None:
+            state = None  # the first frame of a sequence, or a still
         (result,), (state,) = predictor.step([frame.image], [state])
         classes, tracks = natives[result.classes.cpu().numpy()], result.tracks.cpu().numpy()
         scores = {

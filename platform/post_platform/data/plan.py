@@ -38,13 +38,15 @@ class _Frames:
 
     folder: str
     table: pa.Table
-    start: np.ndarray  # first row of each row's sequence
+    start: np.ndarray  # first row of each row's sequence, or of its still
     targets: np.ndarray  # rows a pass draws: the labelled frames
 
     @classmethod
     def of(cls, split: Split) -> _Frames:
         codes = split.index["sequence"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        first = np.r_[True, codes[1:] != codes[:-1]]
+        # Cityscapes has several stills of one name: a frame without a time since the previous one begins anew.
+        alone = split.index["seconds_since_previous"].is_null().to_numpy(zero_copy_only=False)
+        first = np.r_[True, codes[1:] != codes[:-1]] | alone
         start = np.maximum.accumulate(np.where(first, np.arange(len(codes)), 0))
         targets = np.flatnonzero(split.index["labelled"].to_numpy(zero_copy_only=False))
         if not len(targets):

@@ -41,8 +41,8 @@ def frames(source: Path, split: str) -> list[FrameRef]:
     """Every frame of a split, whose sequences `ImageSets/<year>/<split>.txt` lists, in `source` or in its `DAVIS`.
 
     Images at 480p, else at full resolution; labels from `Annotations_unsupervised` alone, since `Annotations` outlines
-    other objects. A frame without a label file is unlabelled. Listed sequences that are not there are left out, with a
-    warning.
+    other objects. A frame without a label file is unlabelled. Listed sequences that are not there are left out. There
+    is a warning of either.
 
     Raises: MissingSplit when the list, or every sequence of it, is missing.
     """
@@ -76,6 +76,12 @@ def frames(source: Path, split: str) -> list[FrameRef]:
         raise missing("davis_unsup", split, source, [f"a sequence of ImageSets/{LISTS[split]} in {images}"])
     if absent:
         logger.warning("davis_unsup %s: %d of the %d listed sequences are not there", split, len(absent), len(names))
+    bare = sum(ref.label is None for ref in refs)
+    if split in LABELLED and bare:
+        logger.warning(
+            "davis_unsup %s: %d of %d frames have no label in Annotations_unsupervised/%s",
+            split, bare, len(refs), images.name,
+        )  # fmt: skip
     return refs
 
 

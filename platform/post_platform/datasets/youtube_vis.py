@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from post_platform.datasets.files import image_size, is_junk, missing, read_json, require_folder
+from post_platform.datasets.files import MAX_PIXELS, image_size, is_junk, missing, read_json, require_folder
 from post_platform.datasets.frame import FrameRef, Label
 from post_platform.datasets.masks import decode_mask, encode_mask
 from post_platform.errors import DataError
@@ -19,6 +19,18 @@ from post_platform.labels import UNIDENTIFIED, VOID, load_contract
 
 SPLITS = ("train", "valid", "test")
 SECONDS_PER_LABELLED_FRAME = 1 / 6
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video that a JSON lists: its images lie in the folder `name`, and `stamps` are their numbers, ascending."""
+
+    number: int
+    name: str
+    height: int
+    width: int
+    files: tuple[str, ...]
+    stamps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ def frames(dataset: str, source: Path, split: str, names: tuple[str, ...]) -> li
         raise missing(dataset, split, source, [f"{names[0]} and {split}/JPEGImages/<video>"])
     content = read_json(path, f"{dataset} {split}")
     try:
-        _require_categories(dataset, content, path)
+        videos = listed_videos(dataset, content, path)
         tracks: dict[int, list[dict[str, Any]]] | None = None
         if content.get("annotations") is not None:
             tracks = defaultdict(list)
@@ -62,8 +74,8 @@ def frames(dataset: str, source: Path, split: str, names: tuple[str, ...]) -> li
                 tracks[int(entry["video_id"])].append(entry)
         images = source / split / "JPEGImages"
         refs: list[FrameRef] = []
-        for video in content["videos"]:
-            own = None if tracks is None else sorted(tracks.pop(int(video["id"]), []), key=lambda entry: entry["id"])
+        for video in videos:
+            own = None if tracks is None else sorted(tracks.pop(video.number, []), key=lambda entry: int(entry["id"]))
             refs += _video(dataset, images, video, own)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{dataset} {split}: {path} is malformed: {error!r}") from error
@@ -105,6 +117,42 @@ def drawn_in_order(drawn: list[tuple[NDArray[np.bool_], Outlined]]) -> list[tupl
     return sorted(drawn, key=lambda pair: (not pair[1].crowd, -int(pair[0].sum()), pair[1].native))
 
 
+def listed_videos(dataset: str, content: Any, path: Path) -> list[Video]:
+    """The videos of a JSON that was read from `path`, in its order; each has an id and a folder of its own.
+
+    Raises: DataError when the JSON is of the other year, or lists a video twice or one that cannot be; whatever Python
+        raises where it is malformed.
+    """
+    _require_categories(dataset, content, path)
+    videos = [_listed(dataset, entry) for entry in content["videos"]]
+    for what, values in (("id", [video.number for video in videos]), ("folder", [video.name for video in videos])):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise DataError(f"{dataset}: {path.name} lists two videos of {what} {twice[0]}")
+    return videos
+
+
+def _listed(dataset: str, entry: dict[str, Any]) -> Video:
+    number, height, width = int(entry["id"]), int(entry["height"]), int(entry["width"])
+    files = [PurePosixPath(str(name)) for name in entry["file_names"]]
+    name = files[0].parent.name
+    legal = name != "" and not is_junk(name) and name.isprintable()
+    for file in files:
+        numbered = file.stem.isdecimal() and len(file.stem) < 10
+        if not (legal and numbered and file.parent.name == name and len(file.parts) == 2):
+            raise DataError(
+                f"{dataset} video {number}: file_names must be <video>/<number>.jpg, of one video, "
+                f"got {str(file)[:60]!r}"
+            )
+    where = f"{dataset} {name}"
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise DataError(f"{where}: size {height}x{width}, must be 1 to {MAX_PIXELS} pixels")
+    stamps = [int(file.stem) for file in files]
+    if any(two <= one for one, two in pairwise(stamps)):
+        raise DataError(f"{where}: file_names are not in time order")
+    return Video(number, name, height, width, tuple(file.name for file in files), tuple(stamps))
+
+
 def _require_categories(dataset: str, content: Any, path: Path) -> None:
     """The two years number their classes differently, so a file of the other one would be read without complaint."""
     listed = {int(entry["id"]): str(entry["name"]) for entry in content.get("categories") or []}
@@ -118,30 +166,22 @@ def _require_categories(dataset: str, content: Any, path: Path) -> None:
             )
 
 
-def _video(dataset: str, images: Path, video: dict[str, Any], tracks: list[dict[str, Any]] | None) -> list[FrameRef]:
+def _video(dataset: str, images: Path, video: Video, tracks: list[dict[str, Any]] | None) -> list[FrameRef]:
     """The frames of one video in time order; `tracks` None = unlabelled."""
-    number, height, width = int(video["id"]), int(video["height"]), int(video["width"])
-    files = [PurePosixPath(str(name)) for name in video["file_names"]]
-    name = files[0].parent.name
-    where = f"{dataset} {name or number}"
-    if any(file.parent.name != name or len(file.parts) != 2 or is_junk(name) or ".." in file.parts for file in files):
-        raise DataError(f"{where}: file_names must be <video>/<frame>.jpg, of one video")
-    stamps = [int(file.stem) for file in files]
-    if any(two <= one for one, two in pairwise(stamps)):
-        raise DataError(f"{where}: file_names are not in time order")
-    folder = images / name
+    name, length, stamps = video.name, len(video.files), video.stamps
+    where, folder = f"{dataset} {name}", images / name
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    absent = [file.name for file in files if file.name not in present]
+    absent = [file for file in video.files if file not in present]
     if absent:
-        raise DataError(f"{where}: {len(absent)} of {len(files)} images are not in {folder}, first {absent[0]!r}")
+        raise DataError(f"{where}: {len(absent)} of {length} images are not in {folder}, first {absent[0]!r}")
     step = min((two - one for one, two in pairwise(stamps)), default=1)
-    objects = None if tracks is None else _objects(where, dataset, tracks, len(files))
+    objects = None if tracks is None else _objects(where, dataset, tracks, length)
     refs: list[FrameRef] = []
-    for place, (file, stamp) in enumerate(zip(files, stamps, strict=True)):
+    for place, (file, stamp) in enumerate(zip(video.files, stamps, strict=True)):
         seconds = round(SECONDS_PER_LABELLED_FRAME * (stamp - stamps[place - 1]) / step, 6) if place else None
-        outlines = None if objects is None else Outlines(height, width, tuple(objects[place]))
-        native: dict[str, int | str] = {"video_id": number, "length": len(files), "index": place}
-        refs.append(FrameRef(name, stamp, folder / file.name, outlines, seconds, f"youtube_vis/{name}", native))
+        outlines = None if objects is None else Outlines(video.height, video.width, tuple(objects[place]))
+        native: dict[str, int | str] = {"video_id": video.number, "length": length, "index": place}
+        refs.append(FrameRef(name, stamp, folder / file, outlines, seconds, f"youtube_vis/{name}", native))
     return refs
 
 
@@ -150,6 +190,8 @@ def _objects(where: str, dataset: str, tracks: list[dict[str, Any]], length: int
     natives = [int(track["id"]) for track in tracks]
     if len(set(natives)) < len(natives):
         raise DataError(f"{where}: two annotations have one id")
+    if len(natives) >= UNIDENTIFIED:
+        raise DataError(f"{where}: {len(natives)} annotations, no more than {UNIDENTIFIED - 1} can be stored")
     fits = all(0 < native < UNIDENTIFIED for native in natives)
     known = {entry.id for entry in load_contract(dataset).classes}
     found: list[list[Outlined]] = [[] for _ in range(length)]

@@ -23,7 +23,7 @@ MAX_TRACKS = [1, 10, 100]  # per video, the best ones
 
 @dataclass(frozen=True)
 class Track:
-    """A true or predicted track of one video; `area` is the mean over the frames that it is in, in pixels."""
+    """A true or predicted track of one video; `area`: its mean over the frames where it has pixels."""
 
     category: int
     area: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,6 +20,7 @@ from post_platform.shards.frame import encode_frame
 from post_platform.shards.index import FORMAT
 
 SHARD_BYTES = 256 << 20
+TOLERANCE = 1.1
 SAMPLED_FRAMES = 8  # per split, to learn how large a frame becomes
 
 
@@ -136,22 +138,37 @@ def _plan_shards(
 
 
 def _cut(frames: Iterable[_Source], shard_bytes: float) -> Iterable[list[_Source]]:
-    """Fill shards with whole sequences; only a sequence larger than a shard is cut. Sizes are those of the images."""
+    """Fill shards with whole sequences; one that is larger than a shard is cut into equal parts, each its own shard.
+
+    A tenth too much is no reason to cut. Sizes are those of the images.
+    """
     shard: list[_Source] = []
     filled = 0
     for _, group in groupby(frames, key=lambda frame: frame.ref.sequence):
         sequence = list(group)
-        if shard and filled + sum(frame.size for frame in sequence) > shard_bytes:
+        size = sum(frame.size for frame in sequence)
+        if shard and filled + size > shard_bytes:
             yield shard
             shard, filled = [], 0
-        for frame in sequence:
-            if shard and filled + frame.size > shard_bytes:
-                yield shard
-                shard, filled = [], 0
-            shard.append(frame)
-            filled += frame.size
+        parts = math.ceil(size / (TOLERANCE * shard_bytes))
+        if parts > 1:
+            yield from _equal_parts(sequence, size / parts)
+        else:
+            shard += sequence
+            filled += size
     if shard:
         yield shard
+
+
+def _equal_parts(sequence: list[_Source], part_bytes: float) -> Iterable[list[_Source]]:
+    """A frame belongs to the part that its middle byte falls into."""
+    before = 0
+    placed: list[tuple[int, _Source]] = []
+    for frame in sequence:
+        placed.append((int((before + frame.size / 2) / part_bytes), frame))
+        before += frame.size
+    for _, part in groupby(placed, key=lambda pair: pair[0]):
+        yield [frame for _, frame in part]
 
 
 def _growth(dataset: str, split: str, sources: Sequence[_Source], lossless: bool) -> float:

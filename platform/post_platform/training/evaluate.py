@@ -98,6 +98,8 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
     scored[list(contract.ignore_codes())] = VOID  # regions where objects must not be judged
     for row in rows:
         truth = read_frame(split.folder, row, f"{row['sequence']}/{row['frame']:06d}")
+        if row["seconds_since_previous"] is None:
+            state = None  # a still, though one of several of its name
         (result,), (state,) = predictor.step([truth.image], [state])
         if not row["labelled"]:
             continue

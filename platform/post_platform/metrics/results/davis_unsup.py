@@ -47,8 +47,11 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
         true_files, pred_files = (numbered(folders[name], (".png",)) for folders in (true_folders, pred_folders))
         require_frames(list(true_files), list(pred_files), pred_folders[name])
         work += [(name, frame, path, pred_files[frame]) for frame, path in true_files.items()]
-    pairs = (FramePair(name, frame, *_pair(truth, pred)) for name, frame, truth, pred in work)
-    return Results(load_contract("davis_unsup"), len(work), pairs, lambda: j_and_f(_frames(work)))
+    compared = (
+        Frame(pair.sequence, pair.truth_instances, pair.truth_classes == VOID, pair.pred_tracks)
+        for pair in _pairs(work)
+    )
+    return Results(load_contract("davis_unsup"), len(work), _pairs(work), lambda: j_and_f(compared))
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -94,12 +97,12 @@ def _pair(true_path: Path, pred_path: Path) -> tuple[np.ndarray, np.ndarray, np.
     return classes, instances, np.where(pred > 0, OBJECT, 0).astype(np.uint8), pred.astype(np.int32)
 
 
-def _frames(work: Work) -> Iterator[Frame]:
+def _pairs(work: Work) -> Iterator[FramePair]:
     for sequence, group in groupby(work, key=lambda item: item[0]):
-        proposals: set[int] = set()
-        for _, _, true_path, pred_path in group:
-            classes, instances, _, pred = _pair(true_path, pred_path)
-            proposals.update(distinct(pred).tolist())
-            if len(proposals - {0}) > MAX_PROPOSALS:
+        proposals: set[int] = {0}
+        for _, frame, true_path, pred_path in group:
+            pair = FramePair(sequence, frame, *_pair(true_path, pred_path))
+            proposals.update(distinct(pair.pred_tracks).tolist())
+            if len(proposals) > 1 + MAX_PROPOSALS:
                 raise DataError(f"{pred_path.parent}: more than {MAX_PROPOSALS} proposals, the protocol's limit")
-            yield Frame(sequence, instances, classes == VOID, pred)
+            yield pair

@@ -49,8 +49,8 @@ class ResultFrame:
     """One frame to be written in a dataset's official result format, out of a shard's label or of a prediction.
 
     `classes`: native ids, 255 void, 0 background where the contract has one. `tracks`: 0 no object, 65535 a thing
-    without identity, which no result can name. `scores`: confidence by `"class/track"`, 1 where it is missing. `meta`:
-    the frame's meta.json, for `source_image`, `native` and, of labels, `instances` and `masks`.
+    without identity, which few formats can name. `scores`: confidence by `"class/track"`, 1 where it is missing.
+    `meta`: the frame's meta.json, for `source_image`, `native` and, of labels, `instances` and `masks`.
 
     Shape: (H, W) each.
     """

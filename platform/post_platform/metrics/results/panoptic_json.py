@@ -22,6 +22,7 @@ from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, legal_classes, thing_table
 from post_platform.metrics.results.pair import FramePair, ResultFrame, Results, choose, require_size
 from post_platform.metrics.score import ScoredContract
+from post_platform.runs import distinct
 
 T = TypeVar("T")
 Segment = tuple[int, int, bool]  # id, category, crowd
@@ -261,9 +262,7 @@ def write_image(frame: ResultFrame, image: int | str, folder: Path, stem: str, c
     if tracks.size and not 0 <= tracks.min() <= tracks.max() <= UNIDENTIFIED:
         raise DataError(f"{where}: track {tracks.max()}, must be 0..{UNIDENTIFIED}")
     values = np.where(classes == VOID, 0, (classes + 1 << 16) | tracks)
-    flat = values.reshape(-1)
-    present = np.unique(flat[np.flatnonzero(np.diff(flat, prepend=-1))])  # of each run of one value its first pixel
-    segments = [{"id": value, "category_id": (value >> 16) - 1} for value in present.tolist() if value]
+    segments = [{"id": value, "category_id": (value >> 16) - 1} for value in distinct(values).tolist() if value]
     legal = legal_classes(contract)
     for segment in segments:
         if not legal[segment["category_id"]]:

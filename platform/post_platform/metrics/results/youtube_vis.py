@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from post_platform.datasets import youtube_vis
 from post_platform.datasets.files import read_json
 from post_platform.datasets.masks import decode_mask, encode_mask
 from post_platform.errors import DataError
@@ -19,6 +20,9 @@ from post_platform.labels import UNIDENTIFIED, VOID, load_contract
 from post_platform.metrics.results.pair import FramePair, ResultFrame, Results, choose
 from post_platform.metrics.track_ap import Track, Video, overlaps, track_ap
 from post_platform.runs import distinct
+
+MAX_LENGTH = 1 << 20  # frames of a video
+BLOCK = 1 << 20  # pixels whose overlaps are counted at once, in numbers that float32 holds exactly
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,9 @@ class Listed:
 
 @dataclass(frozen=True)
 class Footage:
-    """A video of the truth's JSON with its tracks."""
+    """A video of the truth's JSON with its tracks, by ascending annotation id."""
 
-    name: str
-    number: int
-    height: int
-    width: int
-    frames: tuple[int, ...]
+    video: youtube_vis.Video
     truth: tuple[Listed, ...]
 
 
@@ -48,25 +48,26 @@ def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] 
 
     A video that no result names has no track; official results are such lists.
 
-    Raises: DataError naming file and video: an unknown video or class, a wrong number of masks, a mask that is none.
+    Raises: DataError naming file and video: a truth of the other year, an unknown video or class, a wrong number of
+        masks, a mask that is none.
     """
-    videos = {video.name: video for video in _read_truth(dataset, truth)}
-    found = _read_predictions(dataset, _file(predictions), {video.number: video for video in videos.values()})
-    chosen = [videos[name] for name in choose(list(videos), list(videos), sequences, predictions)]
-    pairs = (pair for video in chosen for pair in _pairs(video, found.get(video.number, ())))
+    footage = {entry.video.name: entry for entry in _read_truth(dataset, truth)}
+    found = _read_predictions(dataset, _file(predictions), {entry.video.number: entry for entry in footage.values()})
+    chosen = [footage[name] for name in choose(list(footage), list(footage), sequences, predictions)]
+    pairs = (pair for entry in chosen for pair in _pairs(entry, found.get(entry.video.number, ())))
     names = {entry.id: entry.name for entry in load_contract(dataset).classes}
 
     def average_precision() -> dict[str, float | None]:
-        return track_ap([_overlapping(video, found.get(video.number, ())) for video in chosen], names)
+        return track_ap([_overlapping(entry, found.get(entry.video.number, ())) for entry in chosen], names)
 
-    count = sum(len(video.frames) for video in chosen)
+    count = sum(len(entry.video.stamps) for entry in chosen)
     return Results(load_contract(dataset), count, pairs, average_precision)
 
 
 def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
     """Write `results.json`. A track's score is the mean over the frames that it is in; whole masks stay whole.
 
-    Raises: DataError naming the frame when its meta.json lacks the number of its video.
+    Raises: DataError naming the frame when its meta.json does not say which frame of which video it is.
     """
     listed: list[dict[str, Any]] = []
     for _, group in groupby(frames, key=lambda frame: frame.sequence):
@@ -76,28 +77,45 @@ def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
 
 
 def _tracks(dataset: str, frames: Iterable[ResultFrame]) -> Iterator[dict[str, Any]]:
-    """The entries of one video, in the order in which its tracks appear."""
+    """The entries of one video, by ascending track: of equally large masks the same one is on top as in the label."""
     found: dict[str, dict[str, Any]] = {}
     scores: dict[str, list[float]] = {}
+    first: tuple[int, int] | None = None
     for frame in frames:
-        where = f"{dataset} {frame.sequence}/{frame.frame:06d}"
-        native = frame.meta.get("native", {})
-        if not {"video_id", "length", "index"} <= native.keys():
-            raise DataError(f"{where}: meta.json has no video_id, which results must name", "convert the dataset again")
+        number, length, place = _native(dataset, frame)
+        first = first or (number, length)
+        if (number, length) != first:
+            raise DataError(
+                f"{dataset} {frame.sequence}/{frame.frame:06d}: meta.json says video {number} of {length} frames, "
+                f"in an earlier frame it is video {first[0]} of {first[1]}"
+            )
         height, width = frame.classes.shape
         for name, mask in _masks(frame).items():
             entry = found.setdefault(
                 name,
                 {
-                    "video_id": native["video_id"],
+                    "video_id": number,
                     "category_id": int(name.split("/")[0]),
-                    "segmentations": [None] * int(native["length"]),
+                    "segmentations": [None] * length,
                 },
             )
-            entry["segmentations"][int(native["index"])] = {"size": [height, width], "counts": mask}
+            entry["segmentations"][place] = {"size": [height, width], "counts": mask}
             scores.setdefault(name, []).append(float(frame.scores.get(name, 1.0)))
-    for name, entry in found.items():
-        yield {**entry, "score": sum(scores[name]) / len(scores[name])}
+    for name in sorted(found, key=lambda name: [int(part) for part in reversed(name.split("/"))]):
+        yield {**found[name], "score": sum(scores[name]) / len(scores[name])}
+
+
+def _native(dataset: str, frame: ResultFrame) -> tuple[int, int, int]:
+    """The number of a frame's video, that video's length, and the frame's place in it."""
+    native = frame.meta.get("native", {})
+    number, length, place = (native.get(name) for name in ("video_id", "length", "index"))
+    if not (type(number) is type(length) is type(place) is int and 0 <= place < length <= MAX_LENGTH):
+        raise DataError(
+            f"{dataset} {frame.sequence}/{frame.frame:06d}: meta.json must have a native video_id, length and index, "
+            f"which results repeat; it has {str(native)[:60]}",
+            hint="convert the dataset again",
+        )
+    return number, length, place
 
 
 def _masks(frame: ResultFrame) -> dict[str, str]:
@@ -120,22 +138,18 @@ def _read_truth(dataset: str, path: Path) -> Iterator[Footage]:
     try:
         if content.get("annotations") is None:
             raise DataError(f"{path}: has no annotations, so there is nothing to score against")
-        own: dict[int, list[Listed]] = {int(video["id"]): [] for video in content["videos"]}
-        for entry in content["annotations"]:
+        videos = youtube_vis.listed_videos(dataset, content, path)
+        own: dict[int, list[Listed]] = {video.number: [] for video in videos}
+        for entry in sorted(content["annotations"], key=lambda entry: int(entry["id"])):
             own[int(entry["video_id"])].append(_listed(dataset, entry, str(path)))
-        for video in content["videos"]:
-            files = [PurePosixPath(str(name)) for name in video["file_names"]]
-            footage = Footage(
-                files[0].parent.name, int(video["id"]), int(video["height"]), int(video["width"]),
-                tuple(int(file.stem) for file in files), tuple(own[int(video["id"])]),
-            )  # fmt: skip
-            _require_lengths(footage, footage.truth, str(path))
-            yield footage
+        for video in videos:
+            _require_lengths(video, own[video.number], str(path))
+            yield Footage(video, tuple(own[video.number]))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(f"{path}: malformed ({error!r})") from error
 
 
-def _read_predictions(dataset: str, path: Path, videos: Mapping[int, Footage]) -> dict[int, tuple[Listed, ...]]:
+def _read_predictions(dataset: str, path: Path, footage: Mapping[int, Footage]) -> dict[int, tuple[Listed, ...]]:
     content = read_json(path, f"--predictions {dataset}")
     if not isinstance(content, list):
         raise DataError(f"{path}: is not a list of tracks")
@@ -143,13 +157,13 @@ def _read_predictions(dataset: str, path: Path, videos: Mapping[int, Footage]) -
     try:
         for entry in content:
             number = int(entry["video_id"])
-            if number not in videos:
+            if number not in footage:
                 raise DataError(f"{path}: video {number} is not in the truth")
             found.setdefault(number, []).append(_listed(dataset, entry, str(path)))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(f"{path}: malformed ({error!r})") from error
     for number, tracks in found.items():
-        _require_lengths(videos[number], tracks, str(path))
+        _require_lengths(footage[number].video, tracks, str(path))
     return {number: tuple(tracks) for number, tracks in found.items()}
 
 
@@ -162,18 +176,18 @@ def _listed(dataset: str, entry: Mapping[str, Any], where: str) -> Listed:
     return Listed(category, bool(entry.get("iscrowd", 0)), score, tuple(entry["segmentations"]))
 
 
-def _require_lengths(video: Footage, tracks: Iterable[Listed], where: str) -> None:
+def _require_lengths(video: youtube_vis.Video, tracks: Iterable[Listed], where: str) -> None:
     for track in tracks:
-        if len(track.masks) != len(video.frames):
+        if len(track.masks) != len(video.files):
             raise DataError(
-                f"{where}: video {video.number} ({video.name}) has {len(video.frames)} frames, "
+                f"{where}: video {video.number} ({video.name}) has {len(video.files)} frames, "
                 f"one of its tracks {len(track.masks)} masks"
             )
 
 
-def _decoded(video: Footage, tracks: Sequence[Listed], frame: int, what: str) -> NDArray[np.bool_]:
+def _decoded(video: youtube_vis.Video, tracks: Sequence[Listed], frame: int, what: str) -> NDArray[np.bool_]:
     """The masks of one frame. Shape: (tracks, H, W)."""
-    where = f"{what} of {video.name}/{video.frames[frame]:06d}"
+    where = f"{what} of {video.name}/{video.stamps[frame]:06d}"
     masks = np.zeros((len(tracks), video.height, video.width), bool)
     for place, track in enumerate(tracks):
         if track.masks[frame] not in (None, []):
@@ -181,15 +195,17 @@ def _decoded(video: Footage, tracks: Sequence[Listed], frame: int, what: str) ->
     return masks
 
 
-def _pairs(video: Footage, pred: Sequence[Listed]) -> Iterator[FramePair]:
+def _pairs(footage: Footage, pred: Sequence[Listed]) -> Iterator[FramePair]:
     """Frames in which the smallest mask is on top, as in shards; numbers count the tracks of a video from 1."""
-    for place, frame in enumerate(video.frames):
-        classes, instances = _flat(_decoded(video, video.truth, place, "truth"), video.truth)
+    video = footage.video
+    for place, frame in enumerate(video.stamps):
+        classes, instances = _flat(_decoded(video, footage.truth, place, "truth"), footage.truth)
         pred_classes, tracks = _flat(_decoded(video, pred, place, "prediction"), pred)
         yield FramePair(video.name, frame, classes, instances.astype(np.uint16), pred_classes, tracks)
 
 
 def _flat(masks: NDArray[np.bool_], tracks: Sequence[Listed]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and numbers of one frame; of equally large masks the later track's is on top."""
     classes, numbers = np.zeros(masks.shape[1:], np.uint8), np.zeros(masks.shape[1:], np.int32)
     areas = masks.sum((1, 2))
     for place in sorted(range(len(masks)), key=lambda place: (not tracks[place].crowd, -areas[place])):
@@ -199,23 +215,26 @@ def _flat(masks: NDArray[np.bool_], tracks: Sequence[Listed]) -> tuple[np.ndarra
     return classes, numbers
 
 
-def _overlapping(video: Footage, pred: Sequence[Listed]) -> Video:
-    """Pixel counts over all frames, of whole masks."""
-    shared = np.zeros((len(pred), len(video.truth)))
-    sums, frames = {}, {}
-    for name, tracks in (("truth", video.truth), ("pred", pred)):
-        sums[name] = np.zeros(len(tracks))
-        frames[name] = np.array([sum(mask not in (None, []) for mask in track.masks) for track in tracks])
-    for place in range(len(video.frames)):
-        pixels = video.height * video.width
-        truth = _decoded(video, video.truth, place, "truth").reshape(len(video.truth), pixels)
+def _overlapping(footage: Footage, pred: Sequence[Listed]) -> Video:
+    """Pixel counts over all frames, of whole masks; a track's mean area is that of the frames where it has a pixel."""
+    video, true = footage.video, footage.truth
+    pixels = video.height * video.width
+    shared = np.zeros((len(pred), len(true)))
+    true_sums, true_frames = np.zeros(len(true)), np.zeros(len(true))
+    pred_sums, pred_frames = np.zeros(len(pred)), np.zeros(len(pred))
+    for place in range(len(video.stamps)):
+        truth = _decoded(video, true, place, "truth").reshape(len(true), pixels)
         found = _decoded(video, pred, place, "prediction").reshape(len(pred), pixels)
-        shared += found.astype(np.float32) @ truth.astype(np.float32).T  # exact: a frame has fewer than 2**24 pixels
-        sums["truth"] += truth.sum(1)
-        sums["pred"] += found.sum(1)
-    areas = {name: sums[name] / np.maximum(frames[name], 1) for name in sums}
+        for start in range(0, pixels, BLOCK):
+            block = np.s_[:, start : start + BLOCK]
+            shared += found[block].astype(np.float32) @ truth[block].astype(np.float32).T
+        for masks, sums, frames in ((truth, true_sums, true_frames), (found, pred_sums, pred_frames)):
+            sums += masks.sum(1)
+            frames += masks.any(1)
+    true_areas = (true_sums / np.maximum(true_frames, 1)).tolist()
+    pred_areas = (pred_sums / np.maximum(pred_frames, 1)).tolist()
     return Video(
-        tuple(Track(t.category, area, t.crowd) for t, area in zip(video.truth, areas["truth"].tolist(), strict=True)),
-        tuple(Track(t.category, area, score=t.score) for t, area in zip(pred, areas["pred"].tolist(), strict=True)),
-        overlaps(shared, sums["pred"], sums["truth"], [track.crowd for track in video.truth]),
+        tuple(Track(track.category, area, track.crowd) for track, area in zip(true, true_areas, strict=True)),
+        tuple(Track(track.category, area, score=track.score) for track, area in zip(pred, pred_areas, strict=True)),
+        overlaps(shared, pred_sums, true_sums, [track.crowd for track in true]),
     )
