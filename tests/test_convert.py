@@ -14,6 +14,7 @@ from PIL import Image
 
 from post_platform import storage
 from post_platform.cluster import connect
+from post_platform.datasets import kitti_mots
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import ConfigError, DataError
 from post_platform.shards import record
@@ -160,6 +161,13 @@ def test_dots_in_names_become_underscores_and_must_not_collide(tmp_path):
     save(images / "a_b.jpg", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(DataError, match=r"sequences 'a.b' and 'a_b' have the same key"):
         plan_conversion("coco_panoptic", tmp_path / "coco", tmp_path, "test")
+
+
+def test_frame_that_a_reader_lists_twice(source, tmp_path, monkeypatch):
+    listed = kitti_mots.frames
+    monkeypatch.setattr(kitti_mots, "frames", lambda folder, split: listed(folder, split) + listed(folder, split)[-1:])
+    with pytest.raises(DataError, match=r"^kitti_mots val: frame 0006/000001 is there twice"):
+        plan_conversion("kitti_mots", source, tmp_path, "val")
 
 
 def test_index_and_manifest_that_do_not_belong(ray, source, tmp_path):

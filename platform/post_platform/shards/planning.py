@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -116,6 +117,9 @@ def _frames(read: Reader, dataset: str, split: str, folder: Path) -> list[FrameR
         legal = ref.sequence.replace(".", "_")
         if natives.setdefault(legal, ref.sequence) != ref.sequence:
             raise DataError(f"{dataset} {split}: sequences {natives[legal]!r} and {ref.sequence!r} have the same key")
+    keys = Counter(ref.key for ref in frames)
+    if len(keys) < len(frames):
+        raise DataError(f"{dataset} {split}: frame {keys.most_common(1)[0][0]} is there twice")
     return [dataclasses.replace(ref, sequence=ref.sequence.replace(".", "_")) for ref in frames]
 
 
