@@ -8,6 +8,7 @@ from official_bytes import compressed, photograph, run_lengths, save, through_a_
 
 from post_platform.datasets import bdd100k_mots
 from post_platform.errors import DataError
+from post_platform.metrics.results import read_results
 
 VIDEO = "b1c66a42-6f7d68ca"
 NONE = (0, 0, 0, 0)
@@ -129,7 +130,10 @@ def test_bitmask_that_lost_its_alpha(source):
             lambda frames: frames[0]["labels"].append({**frames[0]["labels"][0], "id": "11"}),
             "object 11 overlaps another",
         ),
-        (lambda frames: frames[0]["labels"][0].update(id="70000"), "object 70000 cannot be stored"),
+        (lambda frames: frames[1].update(frameIndex=0), f"{VIDEO}/000001: is listed twice"),
+        (lambda frames: frames[0].update(frameIndex=0.5), "malformed"),
+        (lambda frames: frames[0].update(frameIndex=float("inf")), "malformed"),
+        (lambda frames: frames[0]["labels"][0].update(id=float("inf")), "malformed"),
         (lambda frames: frames[0]["labels"][0]["rle"].update(size=[4, 3]), r"the mask is \[4, 3\], must be 3x4"),
     ],
 )
@@ -139,6 +143,38 @@ def test_wrong_json(source, change, message):
     use_run_lengths(source, content)
     with pytest.raises(DataError, match=f"^bdd100k_mots .*{message}"):
         [bdd100k_mots.label(ref) for ref in bdd100k_mots.frames(source, "val")]
+
+
+def test_ids_that_do_not_fit_are_counted_over_the_video(source):
+    """The toolkit's run lengths keep the annotation's own ids, which are larger than what a bitmask holds."""
+    content = scalabel()
+    for frame in (0, 2):
+        content[frame]["labels"] = [{**shown} for shown in content[frame]["labels"]]
+        content[frame]["labels"][0]["id"] = "00091078"
+        content[frame]["labels"][4]["id"] = "99999999"  # is ignored, so it needs no number
+    content[2]["labels"][2]["id"] = "0"
+    use_run_lengths(source, content)
+    frames = through_a_shard("bdd100k_mots", "val", source)
+    assert frames[f"{VIDEO}/000001"].meta["instances"] == {"3/5": 91078, "3/2": 7, "1/3": 8, "5/4": 512}
+    assert frames[f"{VIDEO}/000003"].meta["instances"] == {"3/5": 91078, "3/2": 7, "1/1": 0, "5/4": 512}
+    assert frames[f"{VIDEO}/000001"].instances.tolist() == [[5, 5, 2, 0], [3, 0, 0, 0], [0, 4, 4, 0]]
+
+
+def test_two_files_of_one_frame(source):
+    photograph(source / f"bdd100k/images/seg_track_20/val/{VIDEO}/{VIDEO}-0000001.png", 3, 4)
+    with pytest.raises(DataError, match=rf"{VIDEO}-0000001.jpg and {VIDEO}-0000001.png are the same frame"):
+        bdd100k_mots.frames(source, "val")
+
+
+@pytest.mark.parametrize("size", [["x", 3], 3, [3], [3, 4, 5], [-3, 4], [10**7, 10**7], [10**30, 3], {"a": 1}])
+def test_results_of_impossible_size(source, size):
+    content = scalabel()
+    content[0]["labels"][0]["rle"]["size"] = size
+    use_run_lengths(source, content)
+    folder = source / "bdd100k/labels/seg_track_20/rles/val"
+    (folder / f"._{VIDEO}.json").write_text("junk")
+    with pytest.raises(DataError, match=f"^truth {VIDEO}/000001: .*size"):
+        list(read_results("bdd100k_mots", folder, folder).frames)
 
 
 def test_missing_labels(source):

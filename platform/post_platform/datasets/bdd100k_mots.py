@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from post_platform.datasets.files import (
     IMAGE_SUFFIXES,
+    MAX_PIXELS,
     decode_label_png,
     image_size,
     is_junk,
@@ -37,9 +38,10 @@ DISTRACTORS = ("other person", "other vehicle", "trailer")
 
 @dataclass(frozen=True)
 class Drawn:
-    """One object of a frame in a JSON file."""
+    """One object of a frame in a JSON file: `native` is its id there, `number` the one that is stored."""
 
     category: int
+    native: int
     number: int
     flags: int
     rle: dict[str, Any]
@@ -86,7 +88,7 @@ def frames(source: Path, split: str) -> list[FrameRef]:
 
 
 def label(ref: FrameRef) -> Label:
-    """The label of one frame: the class is R, the instance B*256 + A as it is.
+    """The label of one frame: the class is R, the instance B*256 + A as it is. A JSON file's ids are kept if they fit.
 
     Ignored objects and crowds are void: the dataset judges nothing there.
 
@@ -102,12 +104,18 @@ def video_labels(video: str, path: Path) -> dict[int, Stored]:
     return dict(_numbered(video, path, (".png",))) if path.is_dir() else _read_rles(video, path)
 
 
-def size_of(stored: Stored) -> tuple[int, int] | None:
-    """Height and width; None for run lengths of an empty frame."""
+def size_of(stored: Stored, where: str) -> tuple[int, int] | None:
+    """Height and width; None for run lengths of an empty frame. Raises: DataError naming `where` for no size."""
     if isinstance(stored, Path):
-        return image_size(stored, str(stored))
-    size = stored[0].rle.get("size") if stored else None
-    return (int(size[0]), int(size[1])) if size else None
+        return image_size(stored, where)
+    if not stored:
+        return None
+    size = stored[0].rle.get("size")
+    if isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
+        height, width = size
+        if height * width <= MAX_PIXELS:
+            return height, width
+    raise DataError(f"{where}: the size of a mask is {str(size)[:40]}, must be [height, width]")
 
 
 def decode(stored: Stored, size: tuple[int, int] | None, where: str) -> Label:
@@ -121,6 +129,7 @@ def decode(stored: Stored, size: tuple[int, int] | None, where: str) -> Label:
     found = distinct(packed)
     classes, instances = np.zeros(len(found), np.uint8), np.zeros(len(found), np.uint16)
     known = {entry.id for entry in load_contract("bdd100k_mots").classes}
+    natives = {} if isinstance(stored, Path) else {drawn.number: drawn.native for drawn in stored}
     native_ids: dict[str, int] = {}
     for place, value in enumerate(found.tolist()):
         category, flags, number = value >> 24, value >> 16 & 255, value & 0xFFFF
@@ -136,33 +145,59 @@ def decode(stored: Stored, size: tuple[int, int] | None, where: str) -> Label:
                 f"{where}: an object of class {category} has the id {number}, must be 1..{UNIDENTIFIED - 1}"
             )
         classes[place], instances[place] = category, number
-        native_ids[f"{category}/{number}"] = number
+        native_ids[f"{category}/{number}"] = natives.get(number, number)
     places = np.searchsorted(found, packed)
     return Label(classes[places], instances[places], native_ids)
 
 
 def _numbered(video: str, folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
-    """Number -> path, ascending, of the files `<video>-<number>`."""
+    """Number -> path, ascending, of the files `<video>-<number>`. Raises: DataError when two have one number."""
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         number = path.stem.removeprefix(f"{video}-")
-        if not is_junk(path.name) and path.suffix.lower() in suffixes and number.isdecimal() and number != path.stem:
-            found[int(number)] = path
+        if is_junk(path.name) or path.suffix.lower() not in suffixes or number == path.stem or not number.isdecimal():
+            continue
+        if int(number) in found:
+            raise DataError(f"{folder}: {found[int(number)].name} and {path.name} are the same frame")
+        found[int(number)] = path
     return dict(sorted(found.items()))
 
 
 def _read_rles(video: str, path: Path) -> dict[int, Stored]:
-    """Frame number -> its objects, from a Scalabel file, which counts frames from 0."""
+    """Frame number -> its objects, from a Scalabel file, which counts frames from 0.
+
+    Ids are the annotation tool's: kept where all of the video fit, else counted by ascending id.
+    """
     content = read_json(path, f"bdd100k_mots {video}")
     listed = content.get("frames") if isinstance(content, dict) else content
-    found: dict[int, Stored] = {}
+    found: dict[int, list[Drawn]] = {}
     try:
         for entry in listed or []:
-            frame = int(entry["frameIndex"]) + 1
-            found[frame] = tuple(_drawn(video, frame, shown) for shown in entry.get("labels") or [])
+            frame = _whole(entry["frameIndex"]) + 1
+            if frame in found:
+                raise DataError(f"bdd100k_mots {video}/{frame:06d}: is listed twice in {path}")
+            found[frame] = [_drawn(video, frame, shown) for shown in entry.get("labels") or []]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"bdd100k_mots {video}: {path} is malformed: {error!r}") from error
-    return found
+    judged = (drawn.native for objects in found.values() for drawn in objects if not drawn.flags)
+    natives = sorted(set(judged))
+    fits = all(0 < native < UNIDENTIFIED for native in natives)
+    numbers = {native: native if fits else place for place, native in enumerate(natives, start=1)}
+    if len(numbers) >= UNIDENTIFIED:
+        raise DataError(f"bdd100k_mots {video}: {len(numbers)} objects, at most {UNIDENTIFIED - 1} can be stored")
+    return {
+        frame: tuple(replace(drawn, number=0 if drawn.flags else numbers[drawn.native]) for drawn in objects)
+        for frame, objects in found.items()
+    }
+
+
+def _whole(value: object) -> int:
+    """A number, or the digits of one. Raises: ValueError for anything else."""
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and value.isdecimal() and len(value) < 19:
+        return int(value)
+    raise ValueError(f"{str(value)[:40]!r} is no whole number")
 
 
 def _drawn(video: str, frame: int, shown: dict[str, Any]) -> Drawn:
@@ -172,7 +207,7 @@ def _drawn(video: str, frame: int, shown: dict[str, Any]) -> Drawn:
     attributes = shown.get("attributes") or {}
     crowd, ignored = bool(attributes.get("crowd")), bool(attributes.get("ignored"))
     flags = CROWD * crowd | IGNORED * (ignored or name in DISTRACTORS)
-    return Drawn(CATEGORIES[name], int(shown["id"]), flags, dict(shown["rle"]))
+    return Drawn(CATEGORIES[name], _whole(shown["id"]), 0, flags, dict(shown["rle"]))
 
 
 def _paint(objects: tuple[Drawn, ...], size: tuple[int, int], where: str) -> NDArray[np.uint32]:
@@ -180,10 +215,8 @@ def _paint(objects: tuple[Drawn, ...], size: tuple[int, int], where: str) -> NDA
     height, width = size
     rgba = np.zeros((height, width, 4), np.uint32)
     for drawn in objects:
-        mask = decode_mask(drawn.rle, height, width, f"{where}: object {drawn.number}")
+        mask = decode_mask(drawn.rle, height, width, f"{where}: object {drawn.native}")
         if rgba[mask].any():
-            raise DataError(f"{where}: the mask of object {drawn.number} overlaps another")
-        if not 0 <= drawn.number < 1 << 16:
-            raise DataError(f"{where}: object {drawn.number} cannot be stored, ids go to {UNIDENTIFIED - 1}")
+            raise DataError(f"{where}: the mask of object {drawn.native} overlaps another")
         rgba[mask] = (drawn.category, drawn.flags, drawn.number >> 8, drawn.number & 255)
     return rgba

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from post_platform.datasets.files import (
     IMAGE_SUFFIXES,
+    MAX_PIXELS,
     image_size,
     is_junk,
     missing,
@@ -26,7 +28,6 @@ from post_platform.labels import UNIDENTIFIED, VOID, load_contract
 SPLITS = ("train", "val", "test")
 IMAGES = ("RobMOTS", "images", "")
 TRUTH = ("data/gt/rob_mots", "gt/rob_mots", "gt")
-BOXES = ("tao", "waymo")  # benchmarks that outline objects by boxes alone
 IGNORE_FROM = 100
 # Nominal: the files have no rates. Where none is known, that of most videos stands.
 SECONDS_PER_FRAME = {
@@ -37,11 +38,23 @@ SECONDS_PER_FRAME = {
     "mots_challenge": 1 / 30,
 }
 OTHER_SECONDS_PER_FRAME = 1 / 30
+FAR = 1e6  # no box reaches farther out of its image
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A sequence of seqmap.txt: its number of frames, and the classes of which spurious objects do not count there."""
+
+    length: int
+    ignored: frozenset[int]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One line of a frame: an object, or a region to ignore; `outline` is run lengths, or a box (x0, y0, x1, y1)."""
+    """One line of a frame: an object, or a region to ignore; `outline` is run lengths, or a box (x0, y0, x1, y1).
+
+    Height and width are 0 where a box comes without them.
+    """
 
     number: int
     native: int
@@ -58,8 +71,8 @@ def frames(source: Path, split: str) -> list[FrameRef]:
     sequences there are and how long, and `clsmap.txt`, the classes of the benchmark. Without a truth at all the split
     is unlabelled.
 
-    Raises: MissingSplit, or DataError naming sequence and line: a sequence without images or truth, a line that is
-        none, of no frame, or of no class.
+    Raises: MissingSplit, or DataError naming sequence and line: a sequence without truth or one of its images, a line
+        that is none, of no frame, or of no class.
     """
     require_folder("rob_mots", source)
     truths = subfolders(source / name / split for name in TRUTH)
@@ -79,11 +92,11 @@ def frames(source: Path, split: str) -> list[FrameRef]:
         if truth is None:
             if truths:
                 raise DataError(f"rob_mots {split}: benchmark {benchmark} has images but no truth")
-            listed: dict[str, int | None] = dict.fromkeys(sequences)
+            listed: dict[str, Listed] | dict[str, None] = dict.fromkeys(sequences)
             classes: frozenset[int] = frozenset()
         else:
             listed, classes = read_seqmap(split, benchmark, truth), read_clsmap(split, benchmark, truth)
-        for name, length in listed.items():
+        for name, entry in listed.items():
             if name not in sequences:
                 raise DataError(
                     f"rob_mots {split}: sequence {benchmark}/{name} of seqmap.txt has no images in {folder}",
@@ -92,7 +105,9 @@ def frames(source: Path, split: str) -> list[FrameRef]:
             images = numbered(sequences[name], IMAGE_SUFFIXES)
             if not images:
                 raise DataError(f"rob_mots {benchmark}-{name}: no image in {sequences[name]}")
-            labels = None if truth is None else _labels(f"{benchmark}-{name}", truth, name, images, length, classes)
+            labels: dict[int, object] | None = None
+            if truth is not None and entry is not None:
+                labels = _labels(f"{benchmark}-{name}", truth, name, images, entry.length, classes)
             seconds = SECONDS_PER_FRAME.get(benchmark, OTHER_SECONDS_PER_FRAME)
             native: dict[str, int | str] = {"benchmark": benchmark, "sequence": name}
             video = source_video(split, benchmark, name)
@@ -113,7 +128,7 @@ def label(ref: FrameRef) -> Label:
     classes, instances = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint16)
     native_ids: dict[str, int] = {}
     for shape in sorted(ref.label, key=_layer):
-        if (shape.height, shape.width) != (height, width):
+        if shape.height and (shape.height, shape.width) != (height, width):
             raise DataError(f"{where}: label is {shape.height}x{shape.width}, image is {height}x{width}")
         if isinstance(shape.outline, tuple):
             rows, columns = _inside(shape.outline, height, width)
@@ -151,28 +166,39 @@ def _layer(shape: Shape) -> int:
 
 
 def _labels(
-    sequence: str, truth: Path, name: str, images: dict[int, Path], length: int | None, classes: frozenset[int]
+    sequence: str, truth: Path, name: str, images: dict[int, Path], length: int, classes: frozenset[int]
 ) -> dict[int, object]:
     """The lines of each frame. Timesteps are the numbers that image files are called by, from 0."""
     last = max(images)
-    if length is not None and last >= length:
+    if last >= length:
         raise DataError(f"rob_mots {sequence}: image {last} is beyond the {length} frames of seqmap.txt")
+    absent = next((frame for frame in range(length) if frame not in images), None)
+    if absent is not None:
+        raise DataError(
+            f"rob_mots {sequence}/{absent:06d}: has no image ({len(images)} of the {length} frames of seqmap.txt have)",
+            hint="unpack the official archives completely",
+        )
     path = truth / "data" / f"{name}.txt"
     if not path.is_file():
         raise DataError(f"rob_mots {sequence}: no truth {path}; an empty file says that nothing is there")
     return dict(_read_truth(sequence, path, images, classes))
 
 
-def read_seqmap(split: str, benchmark: str, truth: Path) -> dict[str, int | None]:
-    """Sequence and its number of frames, from lines `<sequence> <frames> <height> <width> [ignored classes...]`."""
+def read_seqmap(split: str, benchmark: str, truth: Path) -> dict[str, Listed]:
+    """The sequences of a benchmark, from lines `<sequence> <frames> <height> <width> [ignored classes...]`.
+
+    Raises: DataError for a line that is none, a sequence that is there twice, or a file without any.
+    """
     where = f"rob_mots {split}/{benchmark}"
-    listed: dict[str, int | None] = {}
+    listed: dict[str, Listed] = {}
     for number, line in read_lines(truth / "seqmap.txt", where):
         fields = line.split()
-        legal = len(fields) >= 4 and all(field.isdecimal() and len(field) < 10 for field in fields[1:4])
+        legal = len(fields) >= 4 and all(field.isdecimal() and len(field) < 7 for field in fields[1:])
         if not legal or "/" in fields[0] or is_junk(fields[0]) or fields[0] in listed:
             raise DataError(f"{where}: seqmap.txt, line {number}: {line[:60]!r} is not '<sequence> <frames> <h> <w>'")
-        listed[fields[0]] = int(fields[1])
+        listed[fields[0]] = Listed(int(fields[1]), frozenset(map(int, fields[4:])))
+    if not listed:
+        raise DataError(f"{where}: seqmap.txt lists no sequence")
     return listed
 
 
@@ -220,31 +246,47 @@ def _read_truth(
 def parse_line(
     line: str, where: str, classes: frozenset[int]
 ) -> tuple[int, int, int, int, int, str | tuple[float, ...]]:
-    """Frame, track, class, height, width, outline of `timestep track class confidence height width outline`."""
+    """Frame, track, class, height, width, outline of `timestep track class confidence height width rle`.
+
+    A box `x0 y0 x1 y1` stands in the place of the last three columns, as the official tool reads it; after height and
+    width it is taken as well.
+    """
     fields = line.split()
     if len(fields) == 6:
         raise DataError(
             f"{where}: six columns, the format of KITTI-MOTS; RobMOTS has seven",
             hint="python pipelines/convert.py kitti_mots --source <folder> --out <root>",
         )
-    whole = [fields[place] for place in (0, 1, 2, 4, 5)] if len(fields) in (7, 10) else []
-    if not whole or not all(field.removeprefix("-").isdecimal() and len(field) < 19 for field in whole):
+    size = fields[4:6] if len(fields) in (7, 10) else ["0", "0"]
+    whole = [*fields[:3], *size]
+    legal = all(field.removeprefix("-").isdecimal() and len(field) < 19 for field in whole)
+    if len(fields) not in (7, 8, 10) or not legal:
         raise DataError(f"{where}: {line[:60]!r} is not 'timestep track class confidence height width rle'")
     frame, track, category, height, width = map(int, whole)
+    if len(fields) != 8 and not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise DataError(f"{where}: size {height}x{width}, must be 1 to {MAX_PIXELS} pixels")
+    if _finite(fields[3:4]) is None:
+        raise DataError(f"{where}: the confidence is {fields[3][:20]!r}")
     if category not in classes and not IGNORE_FROM <= category <= IGNORE_FROM + 80:
         raise DataError(f"{where}: class {category} is not one of its benchmark's, nor an ignore region (100..180)")
     if len(fields) == 7:
         return frame, track, category, height, width, fields[6]
-    try:
-        box = tuple(float(field) for field in fields[6:])
-    except ValueError as error:
-        raise DataError(f"{where}: {' '.join(fields[6:])[:60]!r} is no box 'x0 y0 x1 y1'") from error
-    if not all(np.isfinite(box)):
-        raise DataError(f"{where}: the box is not finite")
+    box = _finite(fields[-4:])
+    if box is None or max(map(abs, box)) > FAR or box[0] > box[2] or box[1] > box[3]:
+        raise DataError(f"{where}: {' '.join(fields[-4:])[:60]!r} is no box 'x0 y0 x1 y1'")
     return frame, track, category, height, width, box
+
+
+def _finite(fields: list[str]) -> tuple[float, ...] | None:
+    """The numbers that the fields are; None when one is not."""
+    try:
+        numbers = tuple(map(float, fields))
+    except ValueError:
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def _inside(box: tuple[float, ...], height: int, width: int) -> tuple[slice, slice]:
     """Rows and columns of a box (x0, y0, x1, y1), cut to the image."""
-    x0, y0, x1, y1 = (round(value) if abs(value) < 1e9 else 0 for value in box)
+    x0, y0, x1, y1 = map(round, box)
     return slice(max(0, y0), min(height, max(0, y1))), slice(max(0, x0), min(width, max(0, x1)))

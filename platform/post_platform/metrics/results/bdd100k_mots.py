@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from post_platform.datasets import bdd100k_mots
-from post_platform.datasets.files import subfolders
+from post_platform.datasets.files import is_junk, subfolders
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, load_contract, thing_table
 from post_platform.metrics.results.pair import (
@@ -61,14 +61,16 @@ def write(frames: Iterable[ResultFrame], folder: Path) -> None:
 
 
 def _videos(folder: Path) -> dict[str, Path]:
-    return subfolders([folder]) | {path.stem: path for path in sorted(folder.glob("*.json"))}
+    files = (path for path in sorted(folder.glob("*.json")) if not is_junk(path.name))
+    return subfolders([folder]) | {path.stem: path for path in files}
 
 
 def _pairs(work: Work) -> Iterator[FramePair]:
     for video, frame, true_label, pred_label in work:
         where = f"{video}/{frame:06d}"
         # Run lengths of an empty frame do not tell its size; where both sides are empty, none is scored.
-        size = bdd100k_mots.size_of(true_label) or bdd100k_mots.size_of(pred_label) or (1, 1)
+        true_size = bdd100k_mots.size_of(true_label, f"truth {where}")
+        size = true_size or bdd100k_mots.size_of(pred_label, f"prediction {where}") or (1, 1)
         truth = bdd100k_mots.decode(true_label, size, f"truth {where}")
         pred = bdd100k_mots.decode(pred_label, size, f"prediction {where}")
         require_size(pred.classes, truth.classes, f"prediction {where}")

@@ -1,7 +1,8 @@
 """RobMOTS results: `data/<benchmark>/<sequence>.txt`, seven columns as the truth, with a confidence.
 
-Ignore regions of the truth, also those of one class, are void here: nothing that lies in them counts. Benchmarks whose
-truth is boxes (TAO, Waymo) are not scored.
+Ignore regions of the truth, also those of one class, are void here: nothing that lies in them counts. Nor do spurious
+objects of a class that seqmap.txt ignores in their sequence. Benchmarks whose truth is boxes (TAO, Waymo) are not
+scored.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from post_platform.datasets import rob_mots
-from post_platform.datasets.files import read_lines, subfolders
+from post_platform.datasets.files import is_junk, read_lines, subfolders
 from post_platform.datasets.masks import decode_mask, encode_mask
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, load_contract
@@ -55,20 +56,21 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
     require_folder(truth, "truth")
     require_folder(predictions, "predictions")
     found = predictions / "data" if (predictions / "data").is_dir() else predictions
-    true_files: dict[str, tuple[Path, int, frozenset[int]]] = {}
+    true_files: dict[str, tuple[Path, rob_mots.Listed, frozenset[int]]] = {}
     for benchmark, folder in subfolders([truth]).items():
         classes = rob_mots.read_clsmap("truth", benchmark, folder)
-        for name, length in rob_mots.read_seqmap("truth", benchmark, folder).items():
-            true_files[f"{benchmark}-{name}"] = (folder / "data" / f"{name}.txt", length or 0, classes)
+        for name, listed in rob_mots.read_seqmap("truth", benchmark, folder).items():
+            true_files[f"{benchmark}-{name}"] = (folder / "data" / f"{name}.txt", listed, classes)
     pred_files = {
         f"{benchmark}-{path.stem}": path
         for benchmark, folder in subfolders([found]).items()
         for path in sorted(folder.glob("*.txt"))
+        if not is_junk(path.name)
     }
     chosen = choose(list(true_files), list(pred_files), sequences, predictions)
     work = [(name, *true_files[name], pred_files[name]) for name in chosen]
     pairs = (pair for item in work for pair in _pairs(*item))
-    return Results(load_contract("rob_mots"), sum(length for _, _, length, _, _ in work), pairs)
+    return Results(load_contract("rob_mots"), sum(listed.length for _, _, listed, _, _ in work), pairs)
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -120,16 +122,33 @@ def _read(path: Path, classes: frozenset[int], length: int) -> dict[int, list[Li
     return frames
 
 
-def _pairs(name: str, truth: Path, length: int, classes: frozenset[int], pred: Path) -> Iterator[FramePair]:
-    true_lines, pred_lines = _read(truth, classes, length), _read(pred, ALL_CLASSES, length)
+def _pairs(name: str, truth: Path, listed: rob_mots.Listed, classes: frozenset[int], pred: Path) -> Iterator[FramePair]:
+    true_lines, pred_lines = _read(truth, classes, listed.length), _read(pred, ALL_CLASSES, listed.length)
     tracks = [{line.track for lines in found.values() for line in lines} for found in (true_lines, pred_lines)]
     true_numbers, pred_numbers = ({track: n for n, track in enumerate(sorted(found), 1)} for found in tracks)
-    for frame in range(length):
+    for frame in range(listed.length):
         both = [*true_lines.get(frame, []), *pred_lines.get(frame, [])]
         size = (both[0].height, both[0].width) if both else (1, 1)
         shown = _paint(true_lines.get(frame, []), true_numbers, size)
         found = _paint([line for line in pred_lines.get(frame, []) if line.category in classes], pred_numbers, size)
+        _forgive(listed.ignored, shown, found)
         yield FramePair(name, frame, shown[0], shown[1].astype(np.uint16), *found)
+
+
+def _forgive(ignored: frozenset[int], truth: tuple[np.ndarray, ...], pred: tuple[np.ndarray, ...]) -> None:
+    """Take out of `pred` the objects of ignored classes that no true one of their class meets with an IoU of 0.5.
+
+    Source: TrackEval. Masks do not overlap, so which objects match is no matter of assignment.
+    """
+    for category in ignored.intersection(distinct(pred[0]).tolist()):
+        true_tracks, pred_tracks = (np.where(maps[0] == category, maps[1], 0) for maps in (truth, pred))
+        areas = np.bincount(true_tracks.ravel())
+        for track in distinct(pred_tracks).tolist():
+            mask = pred_tracks == track
+            shared = np.bincount(true_tracks[mask], minlength=len(areas))
+            iou = shared / (areas + np.count_nonzero(mask) - shared)
+            if track and not (iou[1:] >= 0.5).any():
+                pred[0][mask] = pred[1][mask] = 0
 
 
 def _paint(lines: list[Line], numbers: dict[int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
