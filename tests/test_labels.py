@@ -10,6 +10,7 @@ from post_platform.labels import (
     VOID,
     allowed_sets,
     available,
+    judged,
     label_problem,
     load_contract,
     negative_centers,
@@ -208,3 +209,10 @@ def test_an_ignore_region_is_no_class(tmp_path):
     path = write(tmp_path, "rob_mots", lambda content: content.update(ignore_regions={"every": 100, "per_class": 200}))
     with pytest.raises(ConfigError, match=r"rob_mots.yaml: ignore region 255 is also a class, or not below 255"):
         load_contract_file(path)
+
+
+def test_ignore_region_spares_its_own_class_alone():
+    truth = np.array([[100, 100, 103, 103, 103, 3]], np.uint8)
+    pred = np.array([[1, 0, 3, 1, 0, 1]], np.uint8)
+    assert judged(load_contract("rob_mots"), truth, pred).tolist() == [[255, 0, 255, 0, 0, 3]]
+    assert judged(load_contract("kitti_mots"), truth, pred).tolist() == truth.tolist()

@@ -194,12 +194,13 @@ def shown(frame, track, category, mask):
     return f"{frame} {track} {category} 1.0 40 60 {compressed(mask)}\n"
 
 
+@pytest.mark.parametrize("region", [100, 101, 103])  # of every class, of persons, of cars
 @pytest.mark.parametrize("ignored", ["", " 1", " 3", " 1 3"])
-def test_ignored_classes_and_regions_score_as_in_trackeval(tmp_path, ignored):
-    """A found person, a spurious one, a missed car, a spurious one, and one in a region that is not judged."""
+def test_ignored_classes_and_regions_score_as_in_trackeval(tmp_path, ignored, region):
+    """A found person, a spurious one, a missed car, a spurious one, and one in an ignore region."""
     truth, pred = tmp_path / "gt/train/kitti_mots", tmp_path / "trackers/train/ours/data"
     for name in ("0001", "0002"):
-        lines = [(shown(t, 1, 1, square(2, t)), shown(t, 2, 3, square(2, 30)), shown(t, 9, 100, square(28, 0)))
+        lines = [(shown(t, 1, 1, square(2, t)), shown(t, 2, 3, square(2, 30)), shown(t, 9, region, square(28, 0)))
                  for t in range(3)]  # fmt: skip
         write(truth / f"data/{name}.txt", "".join(map("".join, lines)))
         found = [(1, 1, lambda t: square(2, t)), (2, 1, lambda t: square(20, 45)), (3, 3, lambda t: square(2, 38)),

@@ -43,7 +43,7 @@ def frames(source: Path, split: str) -> list[FrameRef]:
     content, path = _read_json(source, split)
     try:
         names, labels = _join(content, _PngSource(source, split), split)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(f"coco_panoptic {split}: {path} is malformed: {error!r}") from error
     absent = sorted(set(names) - present)
     if absent:

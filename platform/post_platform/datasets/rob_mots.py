@@ -157,10 +157,10 @@ def source_video(split: str, benchmark: str, sequence: str) -> str:
 
 
 def _layer(shape: Shape) -> int:
-    """Drawn first: the regions of every class, then of one class, then boxes of objects, then masks."""
-    if shape.category == IGNORE_FROM:
-        return 0
+    """Drawn first: regions of one class, then those of every class, which spare more, then boxes of objects, masks."""
     if shape.category > IGNORE_FROM:
+        return 0
+    if shape.category == IGNORE_FROM:
         return 1
     return 2 if isinstance(shape.outline, tuple) else 3
 

@@ -4,6 +4,7 @@ from post_platform.labels.contract import DATASETS, Contract, NativeClass, avail
 from post_platform.labels.sets import (
     UNIDENTIFIED,
     allowed_sets,
+    judged,
     label_problem,
     legal_classes,
     negative_centers,
@@ -20,6 +21,7 @@ __all__ = [
     "Taxonomy",
     "allowed_sets",
     "available",
+    "judged",
     "label_problem",
     "legal_classes",
     "load_contract",

@@ -73,6 +73,19 @@ def legal_classes(contract: Contract) -> NDArray[np.bool_]:
     return table
 
 
+def judged(contract: Contract, truth: NDArray[np.uint8], pred: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """True classes as they judge a prediction: an ignore region is void for what it spares, background for the rest.
+
+    Shape: two (H, W) -> (H, W).
+    """
+    found = truth.copy()
+    for code, spared in contract.ignore_codes().items():
+        region = truth == code
+        if region.any():
+            found[region] = np.where(np.isin(pred[region], spared), VOID, 0)
+    return found
+
+
 def label_problem(contract: Contract, classes: NDArray[np.uint8], instances: NDArray[np.uint16]) -> str | None:
     """Say what is illegal in a pair of label maps under this contract, or None when nothing is."""
     present = distinct(classes)

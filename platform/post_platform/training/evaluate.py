@@ -18,7 +18,7 @@ from post_model.weights import ModelCard, load_model
 from post_platform import storage
 from post_platform.data.load import read_frame
 from post_platform.errors import DataError, PostError
-from post_platform.labels import Contract, load_contract
+from post_platform.labels import Contract, judged, load_contract
 from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.score import headline, score
 from post_platform.training import checkpoint
@@ -94,8 +94,6 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
     split = sequence.split
     rows = split.index.slice(sequence.start, sequence.stop - sequence.start).to_pylist()
     natives, state = native_ids(contract), None
-    scored = np.arange(256, dtype=np.uint8)
-    scored[list(contract.ignore_codes())] = VOID  # regions where objects must not be judged
     for row in rows:
         truth = read_frame(split.folder, row, f"{row['sequence']}/{row['frame']:06d}")
         if row["seconds_since_previous"] is None:
@@ -104,7 +102,7 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
         if not row["labelled"]:
             continue
         classes, tracks = natives[result.classes.cpu().numpy()], result.tracks.cpu().numpy()
-        truth_classes = scored[truth.classes]
+        truth_classes = judged(contract, truth.classes, classes)
         table = frame_table(
             split.dataset, row["sequence"], row["frame"], truth_classes, truth.instances, classes, tracks
         )

@@ -1,8 +1,7 @@
 """RobMOTS results: `data/<benchmark>/<sequence>.txt`, seven columns as the truth, with a confidence.
 
-Ignore regions of the truth, also those of one class, are void here: nothing that lies in them counts. Nor do spurious
-objects of a class that seqmap.txt ignores in their sequence. Benchmarks whose truth is boxes (TAO, Waymo) are not
-scored.
+In an ignore region of the truth nothing counts of the classes that it spares. Nor do spurious objects of a class that
+seqmap.txt ignores in their sequence. Benchmarks whose truth is boxes (TAO, Waymo) are not scored.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from post_platform.datasets import rob_mots
 from post_platform.datasets.files import is_junk, read_lines, subfolders
 from post_platform.datasets.masks import decode_mask, encode_mask
 from post_platform.errors import DataError
-from post_platform.labels import UNIDENTIFIED, VOID, load_contract
+from post_platform.labels import UNIDENTIFIED, judged, load_contract
 from post_platform.metrics.results.pair import (
     FramePair,
     ResultFrame,
@@ -31,7 +30,8 @@ from post_platform.metrics.results.pair import (
 )
 from post_platform.runs import distinct
 
-ALL_CLASSES = frozenset(entry.id for entry in load_contract("rob_mots").classes)
+CONTRACT = load_contract("rob_mots")
+ALL_CLASSES = frozenset(entry.id for entry in CONTRACT.classes)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
     chosen = choose(list(true_files), list(pred_files), sequences, predictions)
     work = [(name, *true_files[name], pred_files[name]) for name in chosen]
     pairs = (pair for item in work for pair in _pairs(*item))
-    return Results(load_contract("rob_mots"), sum(listed.length for _, _, listed, _, _ in work), pairs)
+    return Results(CONTRACT, sum(listed.length for _, _, listed, _, _ in work), pairs)
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -132,7 +132,8 @@ def _pairs(name: str, truth: Path, listed: rob_mots.Listed, classes: frozenset[i
         shown = _paint(true_lines.get(frame, []), true_numbers, size)
         found = _paint([line for line in pred_lines.get(frame, []) if line.category in classes], pred_numbers, size)
         _forgive(listed.ignored, shown, found)
-        yield FramePair(name, frame, shown[0], shown[1].astype(np.uint16), *found)
+        true_classes = judged(CONTRACT, shown[0], found[0])
+        yield FramePair(name, frame, true_classes, shown[1].astype(np.uint16), *found)
 
 
 def _forgive(ignored: frozenset[int], truth: tuple[np.ndarray, ...], pred: tuple[np.ndarray, ...]) -> None:
@@ -152,13 +153,15 @@ def _forgive(ignored: frozenset[int], truth: tuple[np.ndarray, ...], pred: tuple
 
 
 def _paint(lines: list[Line], numbers: dict[int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Classes, ignore regions void, and numbers of tracks; regions lie under objects."""
+    """Classes, ignore regions by their codes, and numbers of tracks; regions lie under objects."""
     classes, tracks = np.zeros(size, np.uint8), np.zeros(size, np.int32)
-    for line in sorted(lines, key=lambda line: line.category < rob_mots.IGNORE_FROM):
+    for line in sorted(
+        lines, key=lambda line: (line.category < rob_mots.IGNORE_FROM, line.category == rob_mots.IGNORE_FROM)
+    ):
         require_size(np.empty((line.height, line.width)), classes, line.where)
         mask = decode_mask(line.rle, *size, line.where)
         if line.category >= rob_mots.IGNORE_FROM:
-            classes[mask] = VOID
+            classes[mask] = line.category
             continue
         if tracks[mask].any():
             raise DataError(f"{line.where}: the mask of track {line.track} overlaps another")
