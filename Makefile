@@ -1,18 +1,21 @@
 # Needs Python 3.11 or later, git and make. Everything else goes into POST_VENV, default .venv of this checkout.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check env
+.PHONY: help quickstart test test-cluster check env
 
 VENV := $(or $(POST_VENV),.venv)
 PYTHON := $(VENV)/bin/python
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 quickstart: env  ## toy city -> shards -> training -> scores, in minutes (ARGS="--out DIR")
 	@"$(PYTHON)" pipelines/quickstart.py $(ARGS)
 
 test: env  ## the tests (ARGS="tests/test_config.py")
 	@"$(PYTHON)" -m pytest $(ARGS)
+
+test-cluster: env  ## training killed in ten random ways, about a quarter of an hour
+	@POST_KILL_SEEDS="0 1 2 3 4 5 6 7 8 9" "$(PYTHON)" -m pytest tests/test_kills.py $(ARGS)
 
 check: env  ## ruff and mypy
 	@"$(PYTHON)" -m ruff check . && "$(PYTHON)" -m ruff format --check . && "$(PYTHON)" -m mypy

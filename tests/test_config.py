@@ -147,7 +147,8 @@ def test_unknown_key_names_the_one_that_was_meant(override, message):
             "train.workers: must be a number >= 1, or {min: a, max: b} with 1 <= a <= b, got {'max': 2, 'min': 3}",
         ),
         ("run.dir=s3://bucket/runs", "run.dir: must be a folder, one that every worker shares, got 's3://bucket/runs'"),
-        ("data.decode_on=cluster", "data.decode_on: must be 'trainer', got 'cluster'"),
+        ("data.decode_on=gpu", "data.decode_on: must be 'trainer' or 'cluster', got 'gpu'"),
+        ("data.clip=1", "data.clip: must be >= 2, got 1"),
         ("model.backbone=vgg", "model.backbone: must be 'small', 'resnet18', 'resnet50' or 'resnet52', got 'vgg'"),
         (
             "model.branches=semantic",

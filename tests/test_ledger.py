@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from post_platform.training.ledger import EMPTY, NAME, Ledger, read
+from post_platform.data.augment import Augmentation
+from post_platform.data.load import ClipLoader
+from post_platform.data.plan import Plan
+from post_platform.shards.index import encode_index, read_split
+from post_platform.training.ledger import EMPTY, NAME, Ledger, compare, read, seen
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,8 +25,8 @@ STEPS = [[(0, "a/s/000001"), (1, "b/s/000000")], [(2, "a/s/000002"), (3, "a/t/00
 
 def filled(path, steps=STEPS):
     ledger = Ledger(path, 0, EMPTY)
-    for number, seen in enumerate(steps, 1):
-        ledger.append(number, seen)
+    for number, samples in enumerate(steps, 1):
+        ledger.append(number, samples)
     return ledger
 
 
@@ -141,3 +149,46 @@ def test_script_answers_mistakes_in_one_line(tmp_path):
     assert damaged.stderr.startswith(f"error: {one / NAME}, line 2: is not the record of step 2: step 3")
     (one / NAME).write_text("{}\n")
     assert "line 1: is not the record of step 1" in script(one, one).stderr
+
+
+def swapped(root, one, other):
+    """Two samples of one length change places in their shard; the index knows their checksums, but not the change."""
+    folder = root / "kitti_step/train"
+    table = pq.read_table(folder / "index.parquet")
+    rows = table.to_pylist()
+    tar = bytearray((folder / "000000.tar").read_bytes())
+    a, b = (rows[number] for number in (one, other))
+    assert a["length"] == b["length"]
+    here, there = (slice(row["offset"], row["offset"] + row["length"]) for row in (a, b))
+    tar[here], tar[there] = tar[there], tar[here]
+    (folder / "000000.tar").write_bytes(tar)
+    a["crc32"], b["crc32"] = b["crc32"], a["crc32"]
+    content = encode_index(pa.Table.from_pylist(rows, schema=table.schema))
+    (folder / "index.parquet").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["index_sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_sample_that_is_swapped_in_the_stream_parts_the_ledgers(toy_shards, tmp_path):
+    """The plan names the same keys in both; the ledger holds what the shards really gave."""
+    index = read_split(toy_shards, "kitti_step", "train").index.to_pylist()
+    one, other = next((i, j) for i in range(len(index)) for j in range(i) if index[i]["length"] == index[j]["length"])
+    damaged = Path(shutil.copytree(toy_shards, tmp_path / "shards"))
+    swapped(damaged, one, other)
+    files, planned = [], []
+    for number, root in enumerate((toy_shards, damaged)):
+        plan = Plan([read_split(root, "kitti_step", "train")], global_batch=4, seed=1)
+        loader = ClipLoader(plan, Augmentation((32, 64)))
+        files.append(tmp_path / f"ledger_{number}")
+        ledger = Ledger(files[-1], 0, EMPTY)
+        for step in range(len(index) // 4):
+            rows = plan.rows(np.arange(4 * step, 4 * step + 4))
+            planned.append(rows["key"].to_pylist())
+            ledger.append(step + 1, seen(loader.load(rows)))
+    half = len(planned) // 2
+    assert planned[:half] == planned[half:]
+    names = {f"{index[i]['sequence']}/{index[i]['frame']:06d}" for i in (one, other)}
+    first = next(step for step, keys in enumerate(planned[:half], 1) if names & set(keys))
+    assert compare(*files).parting == first
+    assert compare(files[0], files[0]).parting is None

@@ -2,12 +2,14 @@
 
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from post_platform import storage
+from post_platform.data import load
 from post_platform.data.augment import Augmentation
 from post_platform.data.load import ClipLoader, read_frame
 from post_platform.data.plan import Plan
@@ -46,6 +48,22 @@ def first_row(rows, dataset):
 
 def equal(a, b):
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
+
+
+def test_the_frames_of_a_clip_are_read_once_and_give_the_same_pairs(toy_shards, monkeypatch):
+    mixture = Plan([read_split(toy_shards, "kitti_step", "train")], global_batch=4, clip=5, seed=3)
+    rows = mixture.rows(np.arange(4))
+    assert len(set(rows["seed"].to_pylist())) == 1
+    reads = []
+    real = load.read_frame
+    monkeypatch.setattr(load, "read_frame", lambda *place: reads.append(place[1]["offset"]) or real(*place))
+    together = ClipLoader(mixture, WHOLE).load(rows)
+    wanted = [rows[f"{when}_offset"].to_pylist() for when in ("now", "prev")]
+    assert sorted(reads) == sorted({offset for offsets in wanted for offset in offsets} - {None})
+    alone = [ClipLoader(mixture, WHOLE).load(rows.slice(i, 1)) for i in range(4)]
+    for i, one in enumerate(alone):
+        assert np.array_equal(together.image[i], one.image[0])
+        assert np.array_equal(together.prev_instances[i], one.prev_instances[0])
 
 
 def test_loader_returns_what_the_shards_hold(toy_shards):
@@ -102,19 +120,17 @@ def test_batches_do_not_depend_on_threads_or_processes(toy_shards):
     assert equal(first, used.load(rows))
 
 
-def test_a_flipped_byte_is_named_and_replaced_by_position_and_attempt(root, caplog):
+def test_a_flipped_byte_is_named_and_replaced_by_position_and_attempt(root):
     mixture = plan(root)
     rows = mixture.rows(np.arange(6))
     i, row = first_row(rows, 1)
     flip(shard(root, "kitti_step"), row["now_offset"] + row["now_length"] // 2)
-    loader = ClipLoader(mixture, WHOLE, max_bad_samples=3)
-    found = loader.load(rows)
-    assert loader.bad == 1
-    (line,) = [entry.getMessage() for entry in caplog.records]
-    assert line.startswith(
-        f"bad sample 1 of at most 3: kitti_step/train/000000.tar, sample {row['key']}: cannot be read: "
-    )
-    assert line.endswith("have another CRC-32 than expected")
+    found = ClipLoader(mixture, WHOLE, max_bad_samples=3).load(rows)
+    ((line, hint),) = found.replaced
+    assert line.startswith(f"kitti_step/train/000000.tar, sample {row['key']}: cannot be read: ")
+    assert hint == f"see what is damaged: python pipelines/check.py {root}/kitti_step"
+    data = shard(root, "kitti_step").read_bytes()[row["now_offset"] :][: row["now_length"]]
+    assert line.endswith(f"have CRC-32 {zlib.crc32(data):08x}, expected {row['now_crc32']:08x}")
     chosen = mixture.replacement(row["position"], 1, 1)
     assert found.key[i] == f"kitti_step/{chosen['key']}" != f"kitti_step/{row['key']}"
     assert found.dataset[i] == 1
@@ -124,13 +140,13 @@ def test_a_flipped_byte_is_named_and_replaced_by_position_and_attempt(root, capl
     assert one.key[0] == found.key[i]
 
 
-def test_damage_in_the_previous_frame_is_named_so(root, caplog):
+def test_damage_in_the_previous_frame_is_named_so(root):
     mixture = plan(root)
     rows = mixture.rows(np.arange(60))
     row = next(row for row in rows.to_pylist() if row["dataset"] == 0 and row["prev_shard"] is not None)
     flip(shard(root, "kitti_mots"), row["prev_offset"] + 600)
-    ClipLoader(mixture, WHOLE).load(rows.slice(row["position"], 1))
-    assert f"kitti_mots/train/000000.tar, sample {row['key']}, its previous frame: cannot be read" in caplog.text
+    ((line, _),) = ClipLoader(mixture, WHOLE).load(rows.slice(row["position"], 1)).replaced
+    assert line.startswith(f"kitti_mots/train/000000.tar, sample {row['key']}, its previous frame: cannot be read")
 
 
 def test_a_truncated_shard_is_bounded_and_then_fatal_with_the_next_command(root):

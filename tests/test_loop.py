@@ -11,7 +11,7 @@ from post_platform.config import load_config
 from post_platform.data.load import Samples
 from post_platform.training.job import resolve_norm
 from post_platform.training.journal import HISTORY, Journal
-from post_platform.training.ledger import EMPTY
+from post_platform.training.ledger import EMPTY, NAME
 from post_platform.training.loop import learning_rate, to_batch
 
 
@@ -86,11 +86,12 @@ def reopened(tmp_path, known):
     """The journal of a run that was killed right after its checkpoint of step 4, with what MLflow then lacked."""
     newest = tmp_path / "checkpoints/step_00000004"
     newest.mkdir(parents=True)
-    (newest / "state.json").write_text(json.dumps({"step": 4, "ledger": EMPTY}))
+    (newest / "state.json").write_text(json.dumps({"step": 4, "ledger": EMPTY, "bad_samples": 0}))
     history = [(3, {"train/loss/total": 2.0}), (4, {"train/loss/total": 1.0}), (4, {"val/a/PQ": 0.5, "rare": 0.1})]
     (newest / HISTORY).write_text("".join(json.dumps(item) + "\n" for item in history))
+    (newest / NAME).touch()
     store = Store(known)
-    job = SimpleNamespace(folder=tmp_path, open_log=lambda: store, plan=lambda: SimpleNamespace(digest="d"))
+    job = SimpleNamespace(folder=tmp_path, open_log=lambda: store)
     Journal(job, newest)
     return store.sent
 
@@ -118,7 +119,6 @@ def test_a_metric_waits_for_its_checkpoint_unless_the_log_is_live(tmp_path, live
         logs=tmp_path / "logs",
         config=config,
         open_log=lambda: store,
-        plan=lambda: SimpleNamespace(digest="d"),
     )
     journal = Journal(job, None)
     journal.step(1, {"train/loss/total": 2.0, "time/frames_per_s": 30.0})

@@ -1,15 +1,18 @@
 """The plan's guarantees, as properties over sizes, shares, batch sizes and seeds."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from post_platform.data.plan import Plan, shuffled
 from post_platform.data.shares import PERIOD, deal, rounded_shares
+from post_platform.data.stream import local_rows
 from post_platform.errors import DataError
 
 
@@ -79,6 +82,72 @@ def test_each_pass_draws_every_labelled_frame_once_and_in_another_order():
     assert first != second
 
 
+MIXTURES = st.builds(
+    lambda sizes, global_batch, clip, stride, alpha, seed: Plan(
+        [split(name, lengths) for name, lengths in zip("abcdef", sizes, strict=False)],
+        global_batch, clip, (stride, stride + 1), alpha, seed,
+    ),
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=6),
+    st.integers(1, 24), st.integers(2, 6), st.integers(1, 3), st.floats(0, 1), st.integers(0, 2**40),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(MIXTURES, st.integers(0, 10**7))
+def test_every_batch_of_a_plan_and_its_total_so_far_hold_the_shares_to_within_one_sample(plan, batch):
+    size = plan.global_batch
+    dataset, nth = plan.draws(np.arange(batch * size, (batch + 3) * size))
+    exact = plan.shares / PERIOD * size
+    for number in range(3):
+        here = dataset[number * size : (number + 1) * size]
+        counts = np.bincount(here, minlength=len(exact))
+        assert (np.abs(counts - exact) < 1).all()
+        for d in range(len(exact)):
+            drawn = nth[number * size : (number + 1) * size][here == d]
+            if len(drawn):  # nth counts what came before, so its largest is the running total less one
+                assert sorted(drawn) == list(range(drawn.min(), drawn.max() + 1))
+                assert abs(drawn.max() + 1 - exact[d] * (batch + number + 1)) < 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(MIXTURES, st.integers(0, 10**6))
+def test_every_pass_draws_each_frame_exactly_once_whatever_the_clip(plan, number):
+    for d, size in enumerate(plan.frames):
+        drawn = plan._pairs(d, np.zeros(size, np.int64), number * size + np.arange(size)).to_pylist()
+        assert len({row["key"] for row in drawn}) == size
+        for first, second in pairwise(drawn):  # a clip is consecutive labelled frames
+            if first["seed"] == second["seed"]:
+                step = second["now_offset"] - first["now_offset"]
+                assert step == 1000 or second["key"].endswith("/000000")
+
+
+def test_passes_of_a_dataset_differ_and_a_clip_has_one_seed():
+    plan = Plan([split("a", [40])], global_batch=8, clip=5, stride=(1, 3), seed=7)
+    rows = plan.rows(np.arange(120)).to_pylist()
+    orders = [[row["key"] for row in rows[first : first + 40]] for first in (0, 40, 80)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert [len({row["seed"] for row in rows[first : first + 4]}) for first in range(0, 40, 4)] == [1] * 10
+    assert len({row["seed"] for row in rows}) == 30
+    for first in range(0, 40, 4):
+        frames = [int(row["key"][-6:]) for row in rows[first : first + 4]]
+        gaps = {
+            (row["now_offset"] - row["prev_offset"]) // 1000 for row in rows[first : first + 4] if row["prev_shard"]
+        }
+        assert frames == [(frames[0] + i) % 40 for i in range(4)]
+        early = min(frames) < 3  # a sequence's first frames reach back only as far as there is something
+        assert early or len(gaps) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(MIXTURES, st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 5))
+def test_global_batches_do_not_depend_on_the_number_of_ranks(plan, start, world_size, steps):
+    parts = [local_rows(plan, range(start, start + steps), rank, world_size) for rank in range(world_size)]
+    assert len({part.num_rows for part in parts}) == 1
+    found = pa.concat_tables(parts).filter(pa.compute.equal(pa.concat_tables(parts)["weight"], 1)).sort_by("position")
+    expected = plan.rows(np.arange(start * plan.global_batch, (start + steps) * plan.global_batch))
+    assert found.combine_chunks().equals(expected.combine_chunks())
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 40), st.integers(0, 5))
 def test_a_position_does_not_depend_on_what_is_asked_with_it(position, global_batch, seed):
@@ -99,11 +168,9 @@ def test_the_previous_frame_is_stride_earlier_and_missing_for_the_first_frame():
     plan = Plan([split("a", [6])], global_batch=6, stride=(2, 2))
     rows = {row["key"]: row for row in plan.rows(np.arange(6)).to_pylist()}
     assert rows["0000/000000"]["prev_shard"] is None
-    assert rows["0000/000000"]["prev_seconds"] is None
     assert rows["0000/000001"]["prev_offset"] == 0  # as early as there is
     assert rows["0000/000005"]["prev_offset"] == 3000
     assert rows["0000/000005"]["now_offset"] == 5000
-    assert rows["0000/000005"]["prev_seconds"] == pytest.approx(0.2)
 
 
 def test_stills_of_one_name_are_no_video():
@@ -133,10 +200,13 @@ def test_the_digest_covers_every_argument():
         Plan([a, b], 4, stride=(1, 2)),
         Plan([a, b], 4, alpha=0.5),
         Plan([a, b], 4, seed=1),
+        Plan([a, b], 4, clip=3),
         Plan([split("a", [8]), b], 4),
     ]
     assert len({plan.digest for plan in plans}) == len(plans)
-    assert Plan([a, b], 4).digest == plans[0].digest
+    elsewhere = split("a", [7])
+    elsewhere.folder = "s3://bucket/a/train"
+    assert Plan([elsewhere, b], 4).digest == plans[0].digest, "where the same shards lie makes no difference"
 
 
 def test_any_part_of_a_batch_holds_about_its_share():

@@ -1,11 +1,28 @@
 """The stream deals the plan: every rank gets its part of every batch in order, at any world size and restart."""
 
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 from test_plan import split
 
 from post_platform import cluster
+from post_platform.data.augment import Augmentation
+from post_platform.data.load import ClipLoader
 from post_platform.data.plan import Plan
-from post_platform.data.stream import BATCHES_PER_BLOCK, data_config, local_rows, plan_rows
+from post_platform.data.stream import (
+    BATCHES_PER_BLOCK,
+    _unpacked,
+    data_config,
+    local_batch,
+    local_batches,
+    local_rows,
+    stream,
+)
+from post_platform.errors import DataError
+from post_platform.shards.index import read_split
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +41,20 @@ def plan():
 
 def positions(ray, plan, start, steps, world_size):
     """Positions as each rank's consumer sees them, read at different speeds."""
-    [*shards] = plan_rows(plan, start, steps, world_size).streaming_split(world_size, equal=True)
+    ray.data.DataContext.get_current().execution_options = data_config()._user_execution_options
+    loader = ray.put(ClipLoader(plan, Augmentation((8, 8))))
+    [*shards] = stream(loader, start, steps, world_size).streaming_split(world_size, equal=True)
+    size = local_batch(plan.global_batch, world_size)
 
     @ray.remote(num_cpus=0)
     def consume(shard, slow):
         import time
 
         seen = []
-        for batch in shard.iter_batches(batch_size=6 // world_size, batch_format="pyarrow"):
+        for block in shard.iter_batches(batch_size=1, batch_format="pyarrow"):
             time.sleep(0.02 * slow)
-            seen.append(batch["position"].to_pylist())
+            found = _unpacked(block)["position"].to_pylist()
+            seen += [found[first : first + size] for first in range(0, len(found), size)]
         return seen
 
     return ray.get([consume.remote(shard, rank) for rank, shard in enumerate(shards)])
@@ -41,7 +62,6 @@ def positions(ray, plan, start, steps, world_size):
 
 @pytest.mark.parametrize(("start", "steps", "world_size"), [(0, 2 * BATCHES_PER_BLOCK + 5, 2), (7, 40, 3), (3, 9, 1)])
 def test_ranks_get_consecutive_parts_of_every_batch_in_order(ray, plan, start, steps, world_size):
-    ray.data.DataContext.get_current().execution_options = data_config()._user_execution_options
     size = 6 // world_size
     dealt = positions(ray, plan, start, steps, world_size)
     for rank, seen in enumerate(dealt):
@@ -51,7 +71,76 @@ def test_ranks_get_consecutive_parts_of_every_batch_in_order(ray, plan, start, s
 
 
 def test_a_batch_that_does_not_divide_is_padded_with_rows_of_weight_zero(plan):
-    parts = [local_rows(plan, 2, rank, 4) for rank in range(4)]
+    parts = [local_rows(plan, range(2, 3), rank, 4) for rank in range(4)]
     assert [part.num_rows for part in parts] == [2, 2, 2, 2]
     assert [part["weight"].to_pylist() for part in parts] == [[1, 1], [1, 1], [1, 1], [0, 0]]
     assert [row for part in parts for row in part["position"].to_pylist()] == [12, 13, 14, 15, 16, 17, 17, 17]
+
+
+def everything(dataset, loader, world_size):
+    """All local batches of each rank, as the trainer gets them."""
+    shards = dataset.streaming_split(world_size, equal=True)
+    with ThreadPoolExecutor(world_size) as ranks:
+        return list(ranks.map(lambda shard: list(local_batches(shard, loader, world_size)), shards))
+
+
+@pytest.fixture(scope="module")
+def loader(toy_shards):
+    names = ("kitti_mots", "kitti_step", "coco_panoptic")
+    mixture = Plan([read_split(toy_shards, name, "train") for name in names], global_batch=5, clip=3, seed=4)
+    return ClipLoader(mixture, Augmentation((32, 64), scale=(0.5, 2.0)))
+
+
+def equal(a, b):
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("decode_on", ["trainer", "cluster"])
+def test_batches_are_the_loader_s_wherever_they_are_decoded(ray, loader, decode_on):
+    ray.data.DataContext.get_current().execution_options = data_config(decode_on)._user_execution_options
+    dealt = everything(stream(ray.put(loader), 3, 41, 2, decode_on), loader, 2)
+    for rank, batches in enumerate(dealt):
+        assert len(batches) == 38
+        for step, found in enumerate(batches, 3):
+            expected = loader.load(local_rows(loader.plan, range(step, step + 1), rank, 2))
+            assert equal(found, expected), (decode_on, rank, step)
+            assert {found.image.dtype, found.classes.dtype, found.instances.dtype} == {np.dtype("u1"), np.dtype("i4")}
+            assert found.image.flags.writeable
+
+
+@pytest.mark.parametrize("decode_on", ["trainer", "cluster"])
+def test_bad_samples_are_named_and_bounded_over_batches(ray, loader, toy_shards, tmp_path, caplog, decode_on):
+    root = shutil.copytree(toy_shards, tmp_path / "shards")
+    plan = Plan([read_split(root, "kitti_step", "train")], global_batch=4)
+    first, second = (plan.rows(np.arange(4 * step, 4 * step + 1)).to_pylist()[0] for step in (0, 2))
+    tar = bytearray((root / "kitti_step/train/000000.tar").read_bytes())
+    for row in (first, second):
+        tar[row["now_offset"] + 700] ^= 255
+    (root / "kitti_step/train/000000.tar").write_bytes(tar)
+    tolerant = ClipLoader(plan, loader.rules, max_bad_samples=100)
+    (found,) = everything(stream(ray.put(tolerant), 0, 4, 1, decode_on), tolerant, 1)
+    assert [batch.dataset.tolist() for batch in found] == [[0] * 4] * 4, "batches keep their composition"
+    problems = [problem for batch in found for problem, _ in batch.replaced]
+    assert len(problems) >= 2
+    assert caplog.messages == [f"bad sample {n} of at most 100: {text}" for n, text in enumerate(problems, 1)]
+    assert all(re.search(r"CRC-32 [0-9a-f]{8}, expected [0-9a-f]{8}$", text) for text in problems)
+    strict = ClipLoader(plan, loader.rules, max_bad_samples=1)
+    with pytest.raises(DataError, match=r"^more than 1 samples could not be read; the last: kitti_step/train/"):
+        everything(stream(ray.put(strict), 0, 4, 1, decode_on), strict, 1)
+
+
+@pytest.mark.parametrize("start", range(7))
+def test_whatever_the_step_a_run_goes_on_from_the_rest_is_the_same(ray, plan, start):
+    """Also on another number of ranks: 2 until `start`, then 1, 2 or 3."""
+    world_size = 1 + start % 3
+    dealt = positions(ray, plan, start, 9, world_size)
+    rest = [[position for seen in dealt for position in seen[step]] for step in range(9 - start)]
+    assert rest == [list(range(6 * step, 6 * step + 6)) for step in range(start, 9)]
+
+
+def test_a_run_of_a_million_steps_begins_as_a_short_one(ray, plan):
+    """Ray prepares every task before the first one runs: there are never more than a few hundred."""
+    ray.data.DataContext.get_current().execution_options = data_config()._user_execution_options
+    [shard] = stream(ray.put(ClipLoader(plan, Augmentation((8, 8)))), 5, 10**6, 1).streaming_split(1, equal=True)
+    rows = _unpacked(next(iter(shard.iter_batches(batch_size=1, batch_format="pyarrow"))))
+    assert rows["position"].to_pylist()[:3] == [30, 31, 32]

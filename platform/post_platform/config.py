@@ -34,8 +34,11 @@ from post_platform.config_values import (
 from post_platform.errors import ConfigError
 
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"train.steps", "train.workers", "train.log_every", "mlflow.uri", "mlflow.experiment", "log.live"}
-)
+    {
+        "train.steps", "train.workers", "train.max_failures", "train.log_every",
+        "mlflow.uri", "mlflow.experiment", "log.live",
+    }
+)  # fmt: skip
 """Keys that may differ from those a run was started with; every other difference refuses to resume."""
 
 
@@ -58,11 +61,16 @@ class DataConfig(Config):
     scale: Factors = Field(default=(0.5, 2.0), description="Smallest and largest factor of the random resize.")
     flip: bool = Field(default=True, description="Mirror half of the clips.")
     photometric: bool = Field(default=True, description="Vary brightness, contrast and colour, per frame.")
+    clip: Annotated[Integer, Field(ge=2, le=100)] = Field(
+        default=2, description="Frames of a clip, which is read once and yields clip - 1 pairs."
+    )
     stride: Steps = Field(
         default=(1, 1), description="Smallest and largest distance between the frames of a pair, in frames."
     )
     still_motion: bool = Field(default=True, description="Invent the previous frame of a frame that has none.")
-    decode_on: Literal["trainer"] = Field(default="trainer", description="Where bytes become pixels.")
+    decode_on: Literal["trainer", "cluster"] = Field(
+        default="trainer", description="Where bytes become pixels: beside the network, or in Ray tasks on any node."
+    )
     max_bad_samples: Annotated[Integer, Field(ge=0)] = Field(
         default=16, description="Unreadable samples that one worker replaces before the run fails."
     )
@@ -128,6 +136,9 @@ class TrainConfig(Config):
     workers: Workers = Field(
         default=None,
         description="Number, or {min, max}: what Ray has room for; default: one per GPU, two on CPU.",
+    )
+    max_failures: Annotated[Integer, Field(ge=0)] = Field(
+        default=3, description="Times that lost workers are replaced before the run fails; it loses nothing then."
     )
     checkpoint_every: Count = Field(default=1000, description="Steps between checkpoints.")
     keep: Count = Field(default=3, description="Checkpoints kept.")

@@ -165,8 +165,8 @@ def read_range(path: Location, offset: int, length: int, crc32: int | None = Non
         data: bytes = found["Body"].read()[offset - first :][:length]
         if first > offset or len(data) != length:
             raise DamagedError(f"the store did not send bytes {wanted}")
-        if crc32 is not None and zlib.crc32(data) != crc32:
-            raise DamagedError(f"bytes {wanted} have another CRC-32 than expected")
+        if crc32 is not None and (got := zlib.crc32(data)) != crc32:
+            raise DamagedError(f"bytes {wanted} have CRC-32 {got:08x}, expected {crc32:08x}")
         return data
 
     if length == 0:
@@ -178,8 +178,8 @@ def read_range(path: Location, offset: int, length: int, crc32: int | None = Non
         data = file.read(length)
     if len(data) != length:
         raise _truncated(path, offset + len(data), offset + length)
-    if crc32 is not None and zlib.crc32(data) != crc32:
-        raise DataError(f"{path}: bytes {wanted} have another CRC-32 than expected")
+    if crc32 is not None and (got := zlib.crc32(data)) != crc32:
+        raise DataError(f"{path}: bytes {wanted} have CRC-32 {got:08x}, expected {crc32:08x}")
     return data
 
 

@@ -1,12 +1,11 @@
-"""The plan: position in the run -> clip, as a pure function of its arguments, in constant memory at any length."""
+"""The plan: position in the run -> pair of frames, a pure function of its arguments, in memory that never grows."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,53 +21,63 @@ ROW_SCHEMA = pa.schema(
     [
         ("position", pa.int64()),  # step x global_batch + slot
         ("dataset", pa.int32()),  # index into Plan.datasets
-        ("key", pa.string()),  # <sequence>/<frame> of the clip's last frame
-        ("seed", pa.int64()),  # all randomness of the sample's augmentation
+        ("key", pa.string()),  # <sequence>/<frame> of the later frame
+        ("seed", pa.int64()),  # all randomness of the augmentation, one per clip
         ("weight", pa.float32()),  # 0 marks a row that only pads a batch
         *[(f"{when}_{name}", kind) for when in ("now", "prev") for name, kind in
           (("shard", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("crc32", pa.uint32()))],
-        ("prev_seconds", pa.float64()),  # time between the two frames; null where prev is synthetic
     ]
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Frames:
-    """One split's index as arrays; row order is the index's (sequences contiguous, frames in time order)."""
+class _Frames(NamedTuple):
+    """One split's index as compact arrays; row order is the index's (sequences contiguous, frames in time order).
 
-    folder: str
-    table: pa.Table
+    Arrays, and names as codes, because a plan travels to every task: Ray shares large buffers without a copy.
+    """
+
+    names: dict[str, np.ndarray]  # of sequences and shards
+    columns: dict[str, np.ndarray]  # per frame: sequence and shard as codes, frame, offset, length, crc32
     start: np.ndarray  # first row of each row's sequence, or of its still
     targets: np.ndarray  # rows a pass draws: the labelled frames
 
     @classmethod
     def of(cls, split: Split) -> _Frames:
-        codes = split.index["sequence"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        names, columns = {}, {}
+        for name in ("sequence", "shard"):
+            coded = split.index[name].combine_chunks().dictionary_encode()
+            names[name] = np.array(coded.dictionary.to_pylist())
+            columns[name] = coded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+        for name, kind in (("frame", np.int32), ("offset", np.int64), ("length", np.int32), ("crc32", np.uint32)):
+            columns[name] = split.index[name].to_numpy().astype(kind)
+        codes = columns["sequence"]
         # Cityscapes has several stills of one name: a frame without a time since the previous one begins anew.
-        alone = split.index["seconds_since_previous"].is_null().to_numpy(zero_copy_only=False)
+        alone = split.index["seconds_since_previous"].is_null().to_numpy()
         first = np.r_[True, codes[1:] != codes[:-1]] | alone
-        start = np.maximum.accumulate(np.where(first, np.arange(len(codes)), 0))
-        targets = np.flatnonzero(split.index["labelled"].to_numpy(zero_copy_only=False))
+        start = np.maximum.accumulate(np.where(first, np.arange(len(codes)), 0)).astype(np.int32)
+        targets = np.flatnonzero(split.index["labelled"].to_numpy()).astype(np.int32)
         if not len(targets):
             raise DataError(f"{split.dataset}/{split.split} has no labelled frame to train on")
-        return cls(split.folder, split.index.combine_chunks(), start, targets)
+        return cls(names, columns, start, targets)
 
 
 class Plan:
-    """Which clip stands at which position of a run, for ever, without computing the positions before it.
+    """Which pair of frames stands at which position of a run, for ever, without computing the positions before it.
 
     Guarantees: every global batch, and the run so far, holds each dataset's share to within one sample; within a
-    pass over a dataset every labelled frame is drawn exactly once, and each pass has another order; a clip depends
+    pass over a dataset every labelled frame is drawn exactly once, and each pass has another order; a pair depends
     on nothing but the arguments here and its position.
 
-    A clip is a labelled frame and the frame `stride` earlier in its sequence (as early as there is; none for the
-    first frame and for stills).
+    A pair is a labelled frame and the frame `stride` earlier in its sequence (as early as there is; none for the
+    first frame and for stills). The `clip - 1` pairs of a clip are consecutive labelled frames, drawn one after the
+    other with one stride and one augmentation seed, so a reader that gets them together decodes each frame once.
     """
 
     def __init__(
         self,
         splits: Sequence[Split],
         global_batch: int,
+        clip: int = 2,
         stride: tuple[int, int] = (1, 1),
         alpha: float = 0.0,
         seed: int = 0,
@@ -76,22 +85,29 @@ class Plan:
         """Plan over `splits`.
 
         Args:
-            splits: one training split per dataset; the order is the order of `dataset` in the rows.
+            splits: one training split per dataset; their order is the order of `dataset` in the rows.
             global_batch: samples per optimiser step, over all ranks.
-            stride: smallest and largest distance (frames) between the two frames of a clip.
+            clip: frames of a clip; it yields clip - 1 pairs.
+            stride: smallest and largest distance (frames) between the two frames of a pair.
             alpha: a dataset's share ~ (its labelled frames)^alpha; 0 gives equal shares.
             seed: of the shuffles and of every sample's augmentation.
         """
         self.datasets = tuple(split.dataset for split in splits)
         self.folders = tuple(split.folder for split in splits)
-        self.global_batch, self.stride, self.alpha, self.seed = global_batch, stride, alpha, seed
+        self.global_batch, self.pairs, self.stride, self.seed = global_batch, clip - 1, stride, seed
         self._frames = [_Frames.of(split) for split in splits]
-        self.shares = rounded_shares([len(frames.targets) for frames in self._frames], alpha)
+        self.frames = tuple(len(frames.targets) for frames in self._frames)  # labelled ones: what a pass draws
+        self.shares = rounded_shares(self.frames, alpha)
         self._counts = deal(self.shares, global_batch)
         self._before = np.cumsum(self._counts, axis=0) - self._counts
-        arguments = [(s.dataset, s.split, s.manifest["index_sha256"]) for s in splits]
-        described = json.dumps([arguments, global_batch, stride, alpha, seed])
-        self.digest = hashlib.sha256(described.encode()).hexdigest()
+        self.arguments: dict[str, object] = {f"{s.dataset}/{s.split}": s.manifest["index_sha256"] for s in splits}
+        self.arguments |= {"datasets": [s.dataset for s in splits], "global_batch": global_batch, "clip": clip}
+        self.arguments |= {"stride": list(stride), "alpha": alpha, "seed": seed}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all arguments: two plans with the same digest draw the same pairs for ever."""
+        return hashlib.sha256(json.dumps(self.arguments, sort_keys=True).encode()).hexdigest()
 
     def draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dataset of each position, and how many samples of that dataset the run has drawn before it.
@@ -104,74 +120,82 @@ class Plan:
             row = batch % PERIOD
             counts = self._counts[row]
             here = batches == batch
-            order, within = _interleaved(counts)
+            order, within = _interleaved(counts, self.pairs)
             dataset[here] = order[slots[here]]
             total = self.global_batch * self.shares  # samples of each dataset in one period, an integer
             nth[here] = (batch // PERIOD * total + self._before[row])[dataset[here]] + within[slots[here]]
         return dataset, nth
 
     def rows(self, positions: np.ndarray) -> pa.Table:
-        """The clips at `positions`, in their order, as rows of ROW_SCHEMA with weight 1."""
+        """The pairs at `positions`, in their order, as rows of ROW_SCHEMA with weight 1."""
         positions = np.asarray(positions, np.int64)
         dataset, nth = self.draws(positions)
-        parts = [self._clips(d, positions[dataset == d], nth[dataset == d]) for d in range(len(self._frames))]
+        parts = [self._pairs(d, positions[dataset == d], nth[dataset == d]) for d in range(len(self._frames))]
         order = np.argsort(np.concatenate([np.flatnonzero(dataset == d) for d in range(len(self._frames))]))
         return pa.concat_tables(parts).take(order)
 
     def replacement(self, position: int, dataset: int, attempt: int) -> dict[str, Any]:
-        """Another clip of `dataset` for a position whose own cannot be read; depends on (position, attempt) alone."""
+        """Another pair of `dataset` for a position whose own cannot be read; depends on (position, attempt) alone."""
         nth = mix(self.seed, (1 << 21) + attempt, np.array([position])) % np.uint64(2**40)
-        return self._clips(dataset, np.array([position]), nth.astype(np.int64)).to_pylist()[0]
+        return self._pairs(dataset, np.array([position]), nth.astype(np.int64)).to_pylist()[0]
 
-    def _clips(self, d: int, positions: np.ndarray, nth: np.ndarray) -> pa.Table:
+    def _pairs(self, d: int, positions: np.ndarray, nth: np.ndarray) -> pa.Table:
         """Rows of dataset `d` for its `nth` draws."""
         frames = self._frames[d]
-        passes, rank = np.divmod(nth, len(frames.targets))
-        drawn = np.empty_like(rank)
-        for number in np.unique(passes):
-            here = passes == number
-            drawn[here] = shuffled(rank[here], len(frames.targets), mix(self.seed, d, int(number)))
-        now = frames.targets[drawn]
-        seeds = mix(self.seed, 1 << 20, positions)
+        now, clips = self._targets(d, nth)
+        seeds = mix(self.seed, (1 << 20) + d, clips)
         low, high = self.stride
         distance = low + (seeds >> np.uint64(32)).astype(np.int64) % (high - low + 1)
         prev = np.maximum(now - distance, frames.start[now])
-        columns = {name: frames.table[name] for name in ("shard", "offset", "length", "crc32")}
         single = prev == now
-        names, numbers = (frames.table[name].take(pa.array(now)).to_pylist() for name in ("sequence", "frame"))
-        keys = [f"{name}/{number:06d}" for name, number in zip(names, numbers, strict=True)]
+        sequences = frames.names["sequence"][frames.columns["sequence"][now]].tolist()
+        numbers = frames.columns["frame"][now].tolist()
         data: dict[str, pa.Array] = {
             "position": pa.array(positions),
             "dataset": pa.array(np.full(len(now), d, np.int32)),
-            "key": pa.array(keys, pa.string()),
+            "key": pa.array([f"{name}/{n:06d}" for name, n in zip(sequences, numbers, strict=True)], pa.string()),
             "seed": pa.array((seeds & np.uint64(2**63 - 1)).astype(np.int64)),
             "weight": pa.array(np.ones(len(now), np.float32)),
         }
-        take_prev = pa.array(prev, mask=single)  # a null index takes a null
-        for name, column in columns.items():
-            data[f"now_{name}"] = column.take(pa.array(now)).combine_chunks()
-            data[f"prev_{name}"] = column.take(take_prev).combine_chunks()
-        data["prev_seconds"] = pa.array(self._seconds(frames, prev, now), pa.float64(), mask=single)
+        for when, rows, absent in (("now", now, None), ("prev", prev, single)):
+            shards = frames.names["shard"][frames.columns["shard"][rows]]
+            data[f"{when}_shard"] = pa.array(shards, pa.string(), mask=absent)
+            for name in ("offset", "length", "crc32"):
+                data[f"{when}_{name}"] = pa.array(frames.columns[name][rows], mask=absent)
         return pa.table({field.name: data[field.name].cast(field.type) for field in ROW_SCHEMA}, schema=ROW_SCHEMA)
 
-    @staticmethod
-    def _seconds(frames: _Frames, prev: np.ndarray, now: np.ndarray) -> np.ndarray:
-        """Seconds from frame `prev` to frame `now` of one sequence (rows of the index)."""
-        steps = frames.table["seconds_since_previous"].to_numpy(zero_copy_only=False)
-        total = np.zeros(len(now))
-        for back in range(int((now - prev).max(initial=0))):
-            total += np.where(now - back > prev, np.nan_to_num(steps[now - back]), 0.0)
-        return total
+    def _targets(self, d: int, nth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labelled frames of dataset `d` that its `nth` draws show, and the number of each one's clip over the run.
+
+        Each pass shuffles groups of `pairs` consecutive labelled frames, counted from a random one, so that clips
+        are cut elsewhere each time; the few that fill no group end the pass.
+        """
+        targets = self._frames[d].targets
+        size, pairs = len(targets), self.pairs
+        groups = size // pairs
+        passes, rank = np.divmod(nth, size)
+        clip, within = np.divmod(rank, pairs)
+        drawn = np.empty_like(rank)
+        for number in np.unique(passes):
+            key = mix(self.seed, d, int(number))
+            here = passes == number
+            group = clip[here]
+            whole = group < groups
+            group[whole] = shuffled(group[whole], groups, key)
+            drawn[here] = (group * pairs + within[here] + int(key % np.uint64(size)) * (pairs > 1)) % size
+        return targets[drawn].astype(np.int64), passes * (groups + 1) + clip
 
 
-def _interleaved(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _interleaved(counts: np.ndarray, pairs: int) -> tuple[np.ndarray, np.ndarray]:
     """Spread a batch's samples so that any run of slots (a rank's part) holds about its share of each dataset.
+
+    Runs of `pairs` samples, which are mostly of one clip, stay together.
 
     Shape: (D,) -> dataset of each slot (B,), and which of that dataset's samples in the batch it is (B,).
     """
     dataset = np.repeat(np.arange(len(counts)), counts)
     within = np.concatenate([np.arange(count) for count in counts])
-    order = np.argsort((within + 0.5) / counts[dataset], kind="stable")
+    order = np.argsort((within // pairs * pairs + 0.5 * pairs) / counts[dataset], kind="stable")
     return dataset[order], within[order]
 
 

@@ -1,23 +1,36 @@
-"""Plan rows through Ray Data into the Train workers: every rank gets its part of every batch, in order."""
+"""Plan rows through Ray Data into the Train workers: every rank gets its part of every batch, in order.
+
+A block of the stream has one row, which Ray neither cuts nor merges, so blocks are dealt to the ranks strictly in turn.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
-from typing import Any, cast
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.data import DataIterator, ExecutionOptions
-from ray.data.collate_fn import ArrowBatchCollateFn
+from ray.data import DataIterator, ExecutionOptions, ExecutionResources
 
-from post_platform.data.load import ClipLoader, Samples
+from post_platform.data.load import ClipLoader, Samples, too_many
 from post_platform.data.plan import Plan
+from post_platform.errors import DataError, StorageError
 
-BATCHES_PER_BLOCK = 32  # one Ray task per batch does not scale; a block of rows is a few kilobytes
+logger = logging.getLogger(__name__)
+
+BATCHES_PER_BLOCK = 32  # of plan rows: one Ray task per batch does not scale, and a block of rows is a few kilobytes
+MOST_TASKS = 256  # that make plan rows; Ray prepares every task of a run before the first, a second per thousand
+BATCHES_AHEAD = 2  # decoded before the step that uses them
+PLAN_ROWS_BYTES = 128 << 20  # of the object store, for plan rows that nobody has asked for yet
+PIXELS = ("image", "prev_image", "classes", "prev_classes", "instances", "prev_instances")
 
 
 def local_batch(global_batch: int, world_size: int) -> int:
@@ -25,56 +38,170 @@ def local_batch(global_batch: int, world_size: int) -> int:
     return math.ceil(global_batch / world_size)
 
 
-def local_rows(plan: Plan, step: int, rank: int, world_size: int) -> pa.Table:
-    """Rank `rank`'s rows of one step: consecutive positions of the global batch, padded by rows of weight 0."""
+def local_rows(plan: Plan, steps: range, rank: int, world_size: int) -> pa.Table:
+    """Rank `rank`'s rows of some steps: consecutive positions of each global batch, padded by rows of weight 0."""
     size = local_batch(plan.global_batch, world_size)
     slots = rank * size + np.arange(size)
-    real = slots < plan.global_batch
-    rows = plan.rows(step * plan.global_batch + np.minimum(slots, plan.global_batch - 1))
-    index = rows.schema.get_field_index("weight")
-    return rows.set_column(index, "weight", pa.array(real.astype(np.float32)))
+    first = np.array(steps)[:, None] * plan.global_batch
+    rows = plan.rows((first + np.minimum(slots, plan.global_batch - 1)).ravel())
+    weights = np.tile(slots < plan.global_batch, len(steps)).astype(np.float32)
+    return rows.set_column(rows.schema.get_field_index("weight"), "weight", pa.array(weights))
 
 
-class _Blocks:
-    """Turns a block's number into its rows: several consecutive local batches of one rank."""
+def stream(
+    loader: ray.ObjectRef, start: int, steps: int, world_size: int, decode_on: Literal["trainer", "cluster"] = "trainer"
+) -> ray.data.Dataset:
+    """Steps [start, steps) as blocks for `streaming_split`: one per rank in turn, each of one or more local batches.
 
-    def __init__(self, plan: Plan, start: int, steps: int, world_size: int) -> None:
-        self.plan, self.start, self.steps, self.world_size = plan, start, steps, world_size
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        group, rank = divmod(block["id"][0].as_py(), self.world_size)
-        first = self.start + group * BATCHES_PER_BLOCK
-        steps = range(first, min(first + BATCHES_PER_BLOCK, self.steps))
-        return pa.concat_tables([local_rows(self.plan, step, rank, self.world_size) for step in steps])
-
-
-def plan_rows(plan: Plan, start: int, steps: int, world_size: int) -> ray.data.Dataset:
-    """Rows of steps [start, steps) as one block per rank in turn, which `streaming_split` deals in this order."""
-    blocks = math.ceil((steps - start) / BATCHES_PER_BLOCK) * world_size
-    numbers = ray.data.range(blocks, override_num_blocks=blocks)
-    return numbers.map_batches(
-        _Blocks(plan, start, steps, world_size), batch_size=None, batch_format="pyarrow", num_cpus=0.25
-    )
-
-
-def data_config() -> ray.train.DataConfig:
-    """Ray Train's ingest: blocks dealt strictly in turn, which needs preserved order and no locality."""
-    return ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+    Args:
+        loader: a `ClipLoader`, put into Ray's store: its plan may be large, and one copy per node serves all tasks.
+        start: first step; a resumed run begins at its committed one.
+        steps: the step that ends the run.
+        world_size: ranks that the blocks are dealt to.
+        decode_on: `cluster`: batches are decoded in Ray tasks, anywhere; `trainer`: only their plan rows travel.
+    """
+    batches = 1 if decode_on == "cluster" else BATCHES_PER_BLOCK
+    blocks = math.ceil((steps - start) / batches) * world_size
+    tasks = max(1, min(MOST_TASKS, blocks // 64))
+    makers = ray.data.range(tasks, override_num_blocks=tasks)
+    rows = makers.map_batches(
+        _PlanBlocks(loader, range(start, steps), world_size, batches, blocks, tasks),
+        batch_size=None, batch_format="pyarrow", num_cpus=0.25, concurrency=2,
+    )  # fmt: skip
+    rows.context.target_max_block_size = 1  # bytes: every row becomes a block of its own
+    if decode_on == "trainer":
+        return rows
+    return rows.map_batches(_Decode(loader), batch_size=None, batch_format="pyarrow", num_cpus=1)
 
 
-class _Collate(ArrowBatchCollateFn):
-    """Reads and decodes a local batch in the trainer's own process, where its pixels are needed."""
+class _PlanBlocks:
+    """Turns a task's number into its part of the stream's blocks, one after the other, as they are asked for."""
 
-    def __init__(self, loader: ClipLoader) -> None:
+    def __init__(
+        self, loader: ray.ObjectRef, steps: range, world_size: int, batches: int, blocks: int, tasks: int
+    ) -> None:
+        self.loader, self.steps, self.world_size, self.batches = loader, steps, world_size, batches
+        self.blocks, self.tasks = blocks, tasks
+
+    def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
+        plan = ray.get(self.loader).plan
+        number = task["id"][0].as_py()
+        for block in range(number * self.blocks // self.tasks, (number + 1) * self.blocks // self.tasks):
+            group, rank = divmod(block, self.world_size)
+            steps = self.steps[group * self.batches : (group + 1) * self.batches]
+            yield pa.table({"rows": [_packed(local_rows(plan, steps, rank, self.world_size))]})
+
+
+class _Decode:
+    """Turns a block of plan rows into one with a local batch's arrays, each contiguous."""
+
+    def __init__(self, loader: ray.ObjectRef) -> None:
         self.loader = loader
 
-    def __call__(self, batch: pa.Table) -> Any:
-        return self.loader.load(batch)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows = _unpacked(block)
+        try:
+            samples = ray.get(self.loader).load(rows)
+        except DataError as error:  # an exception would arrive as Ray's own, without the next command
+            problem = [type(error).__name__, str(error), error.hint]
+            return pa.table({"rows": block["rows"], "failed": pa.array([problem], pa.list_(pa.string()))})
+        arrays = {name: _one_value(getattr(samples, name).astype(_stored(name), copy=False)) for name in PIXELS}
+        said = {"key": [list(samples.key)], "replaced": [[list(problem) for problem in samples.replaced]]}
+        texts = {"key": pa.list_(pa.string()), "replaced": pa.list_(pa.list_(pa.string()))}
+        said_columns = {name: pa.array(said[name], kind) for name, kind in texts.items()}
+        return pa.table({"rows": block["rows"], **said_columns, **arrays})
+
+
+def data_config(decode_on: Literal["trainer", "cluster"] = "trainer") -> ray.train.DataConfig:
+    """Ray Train's ingest: blocks dealt strictly in turn, which needs preserved order and no locality."""
+    memory = PLAN_ROWS_BYTES if decode_on == "trainer" else None
+    limits = ExecutionResources(object_store_memory=memory)
+    options = ExecutionOptions(preserve_order=True, resource_limits=limits)
+    return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)
 
 
 def local_batches(shard: DataIterator, loader: ClipLoader, world_size: int) -> Iterator[Samples]:
-    """This rank's batches, decoded two ahead of the step that uses them."""
-    batches = shard.iter_torch_batches(
-        batch_size=local_batch(loader.plan.global_batch, world_size), collate_fn=_Collate(loader), prefetch_batches=2
+    """This rank's batches, each decoded before the step that uses it; what was replaced is named in the log.
+
+    Raises: DataError: more samples than the loader replaces could not be read.
+    """
+    size = local_batch(loader.plan.global_batch, world_size)
+    bad = 0
+    for samples in _ahead(_batches(shard, size, loader)):
+        for problem, hint in samples.replaced:
+            bad += 1
+            if bad > loader.max_bad_samples:
+                raise too_many(loader.max_bad_samples, problem, hint)
+            logger.warning("bad sample %d of at most %d: %s", bad, loader.max_bad_samples, problem)
+        yield samples
+
+
+def _batches(shard: DataIterator, size: int, loader: ClipLoader) -> Iterator[Callable[[], Samples]]:
+    """What makes each local batch of `size` rows, not yet called."""
+    for block in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=BATCHES_AHEAD):
+        assert isinstance(block, pa.Table)
+        if "failed" in block.column_names:
+            kind, message, hint = block["failed"][0].as_py()
+            raise (StorageError if kind == "StorageError" else DataError)(message, hint)
+        if "image" in block.column_names:
+            yield partial(_received, block, loader)
+            continue
+        rows = _unpacked(block)
+        for first in range(0, rows.num_rows, size):
+            yield partial(loader.load, rows.slice(first, size))
+
+
+def _ahead(work: Iterable[Callable[[], Samples]]) -> Iterator[Samples]:
+    """Results in order, made by a thread that is some batches ahead of whoever reads them."""
+    waiting: deque[Future[Samples]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        for item in work:
+            waiting.append(thread.submit(item))
+            if len(waiting) > BATCHES_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _received(block: pa.Table, loader: ClipLoader) -> Samples:
+    """The local batch in a decoded block, as the loader would have given it."""
+    rows = _unpacked(block)
+    size = loader.rules.crop
+
+    def pixels(name: str) -> np.ndarray:
+        shape = (rows.num_rows, 3, *size) if "image" in name else (rows.num_rows, *size)
+        found = np.frombuffer(block[name][0].as_buffer(), _stored(name))
+        return found.reshape(shape).astype(np.int32 if "instances" in name else np.uint8)  # a copy: torch must own it
+
+    return Samples(
+        **{name: pixels(name) for name in PIXELS},
+        dataset=rows["dataset"].to_numpy().astype(np.int64),
+        weight=rows["weight"].to_numpy().astype(np.float32),
+        position=rows["position"].to_numpy().astype(np.int64),
+        key=tuple(block["key"][0].as_py()),
+        replaced=tuple((problem, hint) for problem, hint in block["replaced"][0].as_py()),
     )
-    return cast(Iterator[Samples], iter(batches))
+
+
+def _stored(name: str) -> type[np.generic]:
+    """The type in which a field crosses the object store."""
+    return np.uint16 if "instances" in name else np.uint8
+
+
+def _one_value(array: np.ndarray) -> pa.Array:
+    """A column whose only value is the array's memory, not copied."""
+    ends = np.array([0, array.nbytes], np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(array)])
+
+
+def _packed(rows: pa.Table) -> bytes:
+    """A table as one value, which no rule about block sizes can cut."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _unpacked(block: pa.Table) -> pa.Table:
+    """The plan rows in a block."""
+    return pa.ipc.open_stream(block["rows"][0].as_buffer()).read_all()

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from post_platform.datasets.frame import Label
 from post_platform.errors import DataError
 from post_platform.labels import VOID
+from post_platform.shards.pixels import decode_jpeg, decode_label, encode_label
 
 MAX_MEMBER_BYTES = 1 << 28
 MAX_PIXELS = 1 << 26
@@ -141,6 +142,13 @@ def decode(data: bytes, where: str = "") -> Record:
 
     Raises: DataError naming `where`, key and member when anything is missing, damaged, too large or contradictory.
     """
+    found = view(data, where)
+    classes, instances = np.array(found.classes, order="C"), found.instances.astype(np.uint16)
+    return Record(found.key, found.image, classes, instances, found.meta)
+
+
+def view(data: bytes, where: str = "") -> Record:
+    """As `decode`, but the maps are views of the label's pixels (strided, big-endian), for who takes only a part."""
     key, members = _members(data, where)
     place = f"{where}, sample {key}" if where else f"sample {key}"
     image_name = next((name for name in ("image.jpg", "image.png") if name in members), "")
@@ -157,8 +165,7 @@ def decode(data: bytes, where: str = "") -> Record:
     label = _pixels(members["label.png"], f"{place}: label.png", None)
     if image.shape != label.shape:
         raise DataError(f"{place}: label is {_size(label)}, image is {_size(image)}")
-    instances = (label[..., 1].astype(np.uint16) << 8 | label[..., 2]).astype(np.uint16)
-    return Record(key, image, np.ascontiguousarray(label[..., 0]), instances, meta)
+    return Record(key, image, label[..., 0], label[..., 1:].view(">u2")[..., 0], meta)
 
 
 def split_members(data: bytes, where: str = "") -> dict[str, bytes]:
@@ -187,9 +194,9 @@ def _members(data: bytes, where: str) -> tuple[str, dict[str, bytes]]:
                     raise DataError(f"{prefix}{_shown(entry.name)} is there twice")
                 names.add(entry.name)
                 keys.add(f"{folder}/{stem}")
-                content = archive.extractfile(entry)
-                assert content is not None
-                members[suffix] = content.read()
+                members[suffix] = data[entry.offset_data : entry.offset_data + entry.size]
+                if len(members[suffix]) < entry.size:
+                    raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(f"{prefix}sample {next(iter(keys), '')} is not a whole tar slice: {error}") from error
     if len(keys) != 1:
@@ -203,6 +210,9 @@ def _shown(name: str) -> str:
 
 
 def _pixels(content: bytes, where: str, convert: str | None) -> NDArray[np.uint8]:
+    quick = (decode_jpeg if convert else decode_label)(content, MAX_PIXELS)
+    if quick is not None:
+        return quick
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -225,9 +235,7 @@ def _require_8_bits(content: bytes, image: Image.Image, where: str) -> None:
 
 def _encode_label(label: Label) -> bytes:
     high, low = (label.instances >> 8).astype(np.uint8), (label.instances & 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(np.stack([label.classes, high, low], axis=-1)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode_label(np.stack([label.classes, high, low], axis=-1))
 
 
 def _member(name: str, content: bytes) -> bytes:

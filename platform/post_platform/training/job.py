@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +15,7 @@ from post_model.state import fill
 from post_model.weights import load_backbone, load_model, read_card
 from post_platform.config import RunConfig
 from post_platform.data.augment import Augmentation
+from post_platform.data.load import ClipLoader
 from post_platform.data.plan import Plan
 from post_platform.errors import ConfigError
 from post_platform.experiment_log import ExperimentLog
@@ -30,9 +32,11 @@ class Job:
     val: tuple[Split, ...]
     class_names: tuple[str, ...]
     thing_flags: tuple[bool, ...]
+    facts: dict[str, Any]  # of the data, as `same_run.facts_of` states them
     folder: Path
     mlflow_uri: str
     mlflow_run_id: str
+    attempt: str = ""  # of the process that trains the run now; workers that a killed one left behind have another
 
     @property
     def checkpoints(self) -> Path:
@@ -53,10 +57,11 @@ class Job:
         """The run's data order, a pure function of the configuration and the shards."""
         return plan_of(self.config, self.train)
 
-    def augmentation(self) -> Augmentation:
-        """The one augmentation of all datasets."""
+    def loader(self) -> ClipLoader:
+        """Reads the plan's clips, with the one augmentation of all datasets."""
         data = self.config.data
-        return Augmentation(data.crop, data.scale, data.flip, data.photometric, data.still_motion)
+        rules = Augmentation(data.crop, data.scale, data.flip, data.photometric, data.still_motion)
+        return ClipLoader(self.plan(), rules, data.max_bad_samples, self.config.train.threads or 2)
 
     def committed_step(self) -> int:
         """The step of the newest whole checkpoint; 0 where there is none."""
@@ -115,9 +120,10 @@ class Job:
         return model
 
 
-def plan_of(config: RunConfig, train: tuple[Split, ...]) -> Plan:
+def plan_of(config: RunConfig, train: Sequence[Split]) -> Plan:
     """The plan of a configuration over its training splits."""
-    return Plan(train, config.train.global_batch, config.data.stride, config.data.alpha, config.seed)
+    data = config.data
+    return Plan(train, config.train.global_batch, data.clip, data.stride, data.alpha, config.seed)
 
 
 def resolve_norm(requested: Norm | Literal["auto"], gpus_everywhere: bool, local_batch: int, pretrained: bool) -> Norm:

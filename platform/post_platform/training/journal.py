@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +16,17 @@ from post_model.network import Post
 from post_model.weights import save_model
 from post_platform import render
 from post_platform.config import dump_config
+from post_platform.errors import PostError
 from post_platform.labels import load_contract, thing_table
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import Picture, Scores
 from post_platform.training.job import Job
-from post_platform.training.ledger import EMPTY, NAME, Ledger, Seen
+from post_platform.training.ledger import EMPTY, NAME, Ledger, Seen, read
+from post_platform.training.mixture import draw_mixture
 from post_platform.training.vocabulary import projections
 
 PROGRESS = "progress.json"
+ATTEMPT = "attempt"
 HISTORY = "metrics.jsonl"
 
 
@@ -35,12 +40,13 @@ class Journal:
     def __init__(self, job: Job, newest: Path | None) -> None:
         """Continue the record of `job` from the checkpoint `newest`, or begin it."""
         self.job = job
-        step, digest = 0, EMPTY
+        step, digest, self.bad = 0, EMPTY, 0
         if newest:
             state = checkpoint.read_state(newest)
-            step, digest = state["step"], state["ledger"]
+            step, digest, self.bad = state["step"], state["ledger"], state["bad_samples"]
+            shutil.copy(newest / NAME, job.folder / NAME)
         self.ledger = Ledger(job.folder / NAME, step, digest)
-        self.log, self.plan = job.open_log(), job.plan().digest
+        self.log = job.open_log()
         self.pending: list[tuple[int, dict[str, float]]] = []
         self.latest: dict[str, float] = {}
         if newest:
@@ -71,9 +77,21 @@ class Journal:
                 self.log.log_image(triptych(picture), name, step)
 
     def commit(
-        self, step: int, seen: Sequence[tuple[int, Seen]], model: Post, optimizer: torch.optim.Optimizer
+        self, step: int, seen: Sequence[tuple[int, Seen]], bad: int, model: Post, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Write the checkpoint of `step`, then publish all that waited for it."""
+        """Write the checkpoint of `step`, then publish all that waited for it.
+
+        Args:
+            step: steps that are done.
+            seen: what entered the network since the last commit, with its step.
+            bad: samples that were replaced meanwhile.
+            model: the network after `step`.
+            optimizer: its optimiser.
+
+        Raises:
+            PostError: another process trains this run by now; nothing was written.
+        """
+        self._require_our_attempt()
         by_step: defaultdict[int, list[Seen]] = defaultdict(list)
         for number, sample in seen:
             by_step[number].append(sample)
@@ -82,6 +100,8 @@ class Journal:
         counts = Counter(key.split("/", 1)[0] for _, (_, key) in seen)
         if counts:
             self._note(step, {f"data/{name}/share": n / counts.total() for name, n in counts.items()})
+        self.bad += bad
+        self._note(step, {"data/bad_samples": self.bad})
         config = self.job.config
 
         def write(folder: Path) -> None:
@@ -91,12 +111,14 @@ class Journal:
                 "step": step,
                 "position": step * config.train.global_batch,
                 "seed": config.seed,
-                "plan": self.plan,
+                "facts": self.job.facts,
+                "bad_samples": self.bad,
                 "ledger": self.ledger.digest,
                 "mlflow_run_id": self.job.mlflow_run_id,
                 "config": dump_config(config),
             }
             (folder / "state.json").write_text(json.dumps(state, indent=1))
+            shutil.copy(self.ledger.path, folder / NAME)
             (folder / HISTORY).write_text("".join(json.dumps(item) + "\n" for item in self.pending))
 
         checkpoint.save(self.job.checkpoints, step, write, config.train.keep)
@@ -111,6 +133,19 @@ class Journal:
             self.log.log_metrics(metrics, step)
         else:
             self.pending.append((step, metrics))
+
+    def mixture(self, step: int) -> None:
+        """Store the ledger, and the figure of what the datasets' shares were and should be, with the MLflow run."""
+        self.log.log_file(self.ledger.path)
+        with tempfile.TemporaryDirectory() as folder:
+            figure = Path(folder) / "mixture.png"
+            draw_mixture(read(self.ledger.path), self.job.plan(), figure)
+            self.log.log_file(figure)
+
+    def _require_our_attempt(self) -> None:
+        file = self.job.folder / ATTEMPT
+        if self.job.attempt and file.read_text() != self.job.attempt:
+            raise PostError(f"run {self.job.config.run.name!r} has been continued by another process")
 
     def close(self) -> None:
         """Wait until MLflow has everything."""

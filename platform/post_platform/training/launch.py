@@ -8,30 +8,24 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from post_model.weights import save_model
 from post_platform import cluster
-from post_platform.config import (
-    MAY_CHANGE_ON_RESUME,
-    RunConfig,
-    differences,
-    dump_config,
-    flatten,
-    load_config,
-)
+from post_platform.config import RunConfig, dump_config, flatten
 from post_platform.config_values import WorkerRange
 from post_platform.data.leaks import refuse_shared_videos
 from post_platform.errors import ConfigError, PostError
 from post_platform.experiment_log import ExperimentLog
-from post_platform.shards.index import Split
 from post_platform.training import checkpoint
-from post_platform.training.job import Job, plan_of
-from post_platform.training.journal import PROGRESS
+from post_platform.training.job import Job
+from post_platform.training.journal import ATTEMPT, PROGRESS
+from post_platform.training.same_run import facts_of, refuse_changes, refuse_other_data
 from post_platform.training.splits import scored_splits, splits_of
 from post_platform.training.vocabulary import class_names, projections, thing_flags
 
@@ -66,9 +60,11 @@ def prepare(config: RunConfig) -> Job:
     newest = checkpoint.latest(folder / "checkpoints")
     if newest:
         checkpoint.verify(newest)
-        _refuse_changes(config, folder / "config.yaml", newest)
-        _refuse_other_data(config, train, newest)
+        refuse_changes(config, folder / "config.yaml", newest)
     classes = class_names(train, config.model.classes)
+    facts = facts_of(config, train, classes)
+    if newest:
+        refuse_other_data(config, facts, newest)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(dump_config(config))
@@ -77,7 +73,7 @@ def prepare(config: RunConfig) -> Job:
             f"run.dir: cannot write {error.filename}: {error.strerror}", "choose another: run.dir=<folder>"
         ) from error
     log = _open_log(config, folder)
-    return Job(config, train, val, classes, thing_flags(train, classes), folder, log.uri, log.run_id)
+    return Job(config, train, val, classes, thing_flags(train, classes), facts, folder, log.uri, log.run_id)
 
 
 def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
@@ -88,8 +84,8 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
         report: called now and then with the run's progress ({"step", "loss", "frames_per_s"}).
     """
     job = prepare(config)
-    with _alone(job):
-        return _train(job, report)
+    with _alone(job) as attempt:
+        return _train(replace(job, attempt=attempt), report)
 
 
 def _train(job: Job, report: Report) -> Outcome:
@@ -125,8 +121,10 @@ def _train(job: Job, report: Report) -> Outcome:
 
 
 @contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Hold the run's lock: a second process of the same name would write the same ledger and checkpoints.
+def _alone(job: Job) -> Iterator[str]:
+    """Hold the run's lock, and name this attempt: two of the same run would write the same ledger and checkpoints.
+
+    The lock goes when this process does. Workers that outlive it find another attempt's name before they commit.
 
     Raises:
         ConfigError: another process trains this run now.
@@ -139,7 +137,9 @@ def _alone(job: Job) -> Iterator[None]:
                 f"run {job.config.run.name!r} is being trained by another process now ({job.folder})",
                 "wait for it, or give this one another name: run.name=<new name>",
             ) from error
-        yield
+        attempt = uuid.uuid4().hex
+        (job.folder / ATTEMPT).write_text(attempt)
+        yield attempt
 
 
 def _warn_without_gpu(config: RunConfig) -> None:
@@ -183,26 +183,6 @@ def outcome(job: Job) -> Outcome:
     return Outcome(job.folder, newest, scores, job.mlflow_uri, job.mlflow_run_id)
 
 
-def _refuse_changes(config: RunConfig, stored: Path, newest: Path) -> None:
-    """Resuming with another configuration would be another run under the same name."""
-    changed = differences(load_config(stored), config, ignoring=MAY_CHANGE_ON_RESUME)
-    if changed:
-        raise ConfigError(
-            f"run {config.run.name!r} exists ({newest}) with another configuration: {'; '.join(changed)}",
-            "give it another name: run.name=<new name>",
-        )
-
-
-def _refuse_other_data(config: RunConfig, train: tuple[Split, ...], newest: Path) -> None:
-    """Positions of a plan over other shards would be other clips: neither this run's continuation nor a repeat."""
-    if checkpoint.read_state(newest).get("plan") != plan_of(config, train).digest:
-        raise ConfigError(
-            f"run {config.run.name!r} exists ({newest}) and was trained on other shards than those under "
-            f"{config.data.root} now",
-            "give it another name: run.name=<new name>",
-        )
-
-
 def _open_log(config: RunConfig, folder: Path) -> ExperimentLog:
     """The run's MLflow run: the one that `run.json` names, else a new one."""
     file = folder / "run.json"
@@ -220,22 +200,33 @@ def _fit(job: Job) -> None:
     Raises:
         PostError: the user's mistake that a worker met, as itself; or a worker was killed.
     """
+    import ray
     from ray.data import Dataset
     from ray.exceptions import RayActorError
+    from ray.train import FailureConfig, ScalingConfig, UserCallback
     from ray.train import RunConfig as RayRunConfig
-    from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from post_platform.data.stream import data_config, plan_rows
+    from post_platform.data.stream import data_config, stream
     from post_platform.training.loop import train_worker
 
-    workers, gpus = _workers(job.config)
-    plan = job.plan()
+    class _MistakesEndTheRun(UserCallback):
+        """Another try meets the same mistake: only what is no PostError, a lost worker above all, is worth one."""
 
-    def rows() -> Dataset:
+        def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+            for failure in worker_exceptions.values():
+                for cause in _causes(failure):
+                    if isinstance(cause, PostError):
+                        raise cause
+
+    workers, gpus = _workers(job.config)
+    decode_on = job.config.data.decode_on
+    loader = ray.put(job.loader())
+
+    def batches() -> Dataset:
         # Evaluated anew for each worker group: a restarted group continues where the last checkpoint ends.
-        return plan_rows(plan, job.committed_step(), job.config.train.steps, workers)
+        return stream(loader, job.committed_step(), job.config.train.steps, workers, decode_on)
 
     trainer = TorchTrainer(
         train_worker,
@@ -245,12 +236,14 @@ def _fit(job: Job) -> None:
             use_gpu=gpus,
             resources_per_worker={"CPU": cluster.worker_cpus()} | ({"GPU": 1} if gpus else {}),
         ),
-        datasets={"train": rows},
-        dataset_config=data_config(),
+        datasets={"train": batches},
+        dataset_config=data_config(decode_on),
         run_config=RayRunConfig(
             # A reused name would make Ray Train resume by itself; our checkpoints are the only authority on that.
             name=f"{job.config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=str(job.folder / "ray"),
+            failure_config=FailureConfig(max_failures=job.config.train.max_failures),
+            callbacks=[_MistakesEndTheRun()],  # type: ignore[list-item]
         ),
     )
     try:
@@ -262,7 +255,8 @@ def _fit(job: Job) -> None:
                 raise failure from error
         if any(isinstance(failure, RayActorError) for failure in failures):
             raise PostError(
-                f"a training worker of run {job.config.run.name!r} was killed, or ran out of memory",
+                f"training workers of run {job.config.run.name!r} were killed, or ran out of memory, more than "
+                f"{job.config.train.max_failures} times",
                 f"the same command continues from step {job.committed_step()}",
             ) from error
         raise
@@ -273,7 +267,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     yield error
     for failure in getattr(error, "worker_failures", {}).values():
         yield from _causes(failure)
-    for inner in (getattr(error, "cause", None), getattr(error, "health_check_failure", None), error.__cause__):
+    names = ("cause", "health_check_failure", "controller_failure", "__cause__")
+    for inner in (getattr(error, name, None) for name in names):
         if isinstance(inner, BaseException):
             yield from _causes(inner)
 

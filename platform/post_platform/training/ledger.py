@@ -7,8 +7,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from post_platform.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from post_platform.data.load import Samples
 
 NAME = "ledger.jsonl"
 EMPTY = hashlib.sha256(b"").hexdigest()
@@ -44,6 +48,12 @@ class Ledger:
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def seen(samples: Samples) -> list[Seen]:
+    """What a local batch shows the network: keys as they were read from the shards, without rows that only pad."""
+    rows = zip(samples.position.tolist(), samples.key, samples.weight.tolist(), strict=True)
+    return [(position, key) for position, key, weight in rows if weight > 0]
 
 
 def read(path: Path) -> list[dict]:

@@ -6,10 +6,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -21,13 +22,13 @@ from post_model.batch import Batch
 from post_model.layers import Norm
 from post_model.network import Post, Predictions, losses
 from post_model.weights import load_model
-from post_platform.data.load import ClipLoader, Samples
+from post_platform.data.load import Samples
 from post_platform.data.stream import local_batch, local_batches
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import evaluate_share, mean_score, scores_of, sequences, share_of
 from post_platform.training.job import Job
 from post_platform.training.journal import Journal
-from post_platform.training.ledger import Seen
+from post_platform.training.ledger import Seen, seen
 from post_platform.training.vocabulary import label_tables
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,6 @@ class Worker:
         """Build the network, and continue from the newest whole checkpoint where there is one."""
         self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
         self.config = job.config
-        self.plan = job.plan()
         self.tables = label_tables(job.train, job.class_names).to(device)
         loss = self.config.loss
         self.loss_settings = {
@@ -93,6 +93,7 @@ class Worker:
         )
         self.journal = Journal(job, newest) if rank == 0 else None
         self.seen: list[tuple[int, Seen]] = []
+        self.bad = 0  # samples that were replaced since the last commit
 
     def _norm(self) -> Norm:
         gpu = self.device.type == "cuda"
@@ -102,35 +103,33 @@ class Worker:
     def run(self, shard: ray.data.DataIterator) -> None:
         """Train to the last step, validating and committing on the way."""
         config = self.config
-        loader = ClipLoader(self.plan, self.job.augmentation(), config.data.max_bad_samples, config.train.threads or 2)
-        batches = self._prefetched(local_batches(shard, loader, self.world_size))
+        batches = local_batches(shard, self.job.loader(), self.world_size)
         self.network.train()
+        clock = Clock()
         while self.step < config.train.steps:
-            waited, samples = next(batches)
-            started = time.perf_counter()
-            values = self._train_step(samples)
+            with clock.waiting():
+                samples = next(batches)
+            with clock.working():
+                values = self._train_step(samples)
             self.step += 1
             last = self.step == config.train.steps
             if self.step % config.train.log_every == 0 or last:
-                self._log_step(values, waited, time.perf_counter() - started)
+                self._log_step(values, clock)
+                clock = Clock()
             validates = last or (config.eval.every and self.step % config.eval.every == 0)
             if validates:
                 self._validate()
             if validates or self.step % config.train.checkpoint_every == 0:
                 self._commit()
+            if validates and self.journal:
+                self.journal.mixture(self.step)
         if self.journal:
             self.journal.close()
-
-    def _prefetched(self, batches: Iterator[Samples]) -> Iterator[tuple[float, Samples]]:
-        """Batches with the seconds that were spent waiting for each."""
-        while True:
-            started = time.perf_counter()
-            samples = next(batches)
-            yield time.perf_counter() - started, samples
 
     def _train_step(self, samples: Samples) -> dict[str, Tensor]:
         """One optimiser step on this rank's rows; returns each branch's mean loss over all ranks."""
         config = self.config
+        self._require_this_step(samples)
         torch.manual_seed((config.seed * 1_000_003 + self.step) * 4096 + self.rank)
         batch = to_batch(samples, self.device)
         for group in self.optimizer.param_groups:
@@ -144,31 +143,47 @@ class Worker:
         if config.optim.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip)
         self.optimizer.step()
-        rows = zip(samples.position.tolist(), samples.key, samples.weight.tolist(), strict=True)
-        self.seen += [(self.step + 1, (position, key)) for position, key, weight in rows if weight > 0]
+        self.seen += [(self.step + 1, sample) for sample in seen(samples)]
+        self.bad += len(samples.replaced)
         return values
+
+    def _require_this_step(self, samples: Samples) -> None:
+        """The stream and the checkpoint must agree on where the run is: a batch out of place would be lost or doubled.
+
+        Raises: RuntimeError: they do not; a restart reads both anew.
+        """
+        rows = local_batch(self.config.train.global_batch, self.world_size)
+        slots = np.minimum(self.rank * rows + np.arange(rows), self.config.train.global_batch - 1)
+        expected = self.step * self.config.train.global_batch + slots
+        if not np.array_equal(samples.position, expected):
+            raise RuntimeError(
+                f"step {self.step}, rank {self.rank} of {self.world_size}: the stream is at position "
+                f"{samples.position[0]}, expected {expected[0]}"
+            )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.config.train.precision
         wanted = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
-    def _log_step(self, values: dict[str, Tensor], waited: float, busy: float) -> None:
+    def _log_step(self, values: dict[str, Tensor], clock: Clock) -> None:
         if not self.journal:
             return
         metrics = {f"train/loss/{name}": float(value) for name, value in values.items()}
         if any(value != value for value in metrics.values()):
             logger.warning("step %d: a loss is not a number: %s", self.step, metrics)
-        seconds = waited + busy
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
-        metrics["time/frames_per_s"] = self.config.train.global_batch / seconds
-        metrics["time/data_wait"] = waited / seconds
+        metrics["time/frames_per_s"] = self.config.train.global_batch * clock.steps / clock.seconds
+        metrics["time/data_wait"] = clock.waited / clock.seconds
         self.journal.step(self.step, metrics)
 
     def _validate(self) -> None:
         """Whole validation sequences, spread over the ranks; rank 0 scores the merged tables."""
         config, started = self.config.eval, time.perf_counter()
-        work = share_of(sequences(self.job.val, config.max_frames), self.rank, self.world_size)
+        everything = sequences(self.job.val, config.max_frames)
+        work = share_of(everything, self.rank, self.world_size)
+        if self.journal:
+            logger.info("step %d: validating on %d sequences", self.step, len(everything))
         tables, pictures = evaluate_share(
             self.model, self.job.class_names, work, config.tracking, pictures=1 if config.overlays else 0
         )
@@ -182,11 +197,36 @@ class Worker:
     def _commit(self) -> None:
         """Make everything up to this step permanent: ledger, checkpoint, then the metrics in MLflow."""
         found: list[Any] = [None] * self.world_size
-        dist.gather_object(self.seen, found if self.rank == 0 else None, group=self.messages)
-        self.seen = []
+        dist.gather_object((self.seen, self.bad), found if self.rank == 0 else None, group=self.messages)
+        self.seen, self.bad = [], 0
         if self.journal:
-            self.journal.commit(self.step, [item for part in found for item in part], self.model, self.optimizer)
+            entered = [item for part, _ in found for item in part]
+            self.journal.commit(self.step, entered, sum(bad for _, bad in found), self.model, self.optimizer)
         dist.barrier(group=self.messages)
+
+
+class Clock:
+    """Where the seconds of some steps went: waiting for data, or working."""
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.steps, self.waited, self.seconds = 0, 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting for a step's data."""
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count the block as a step's work."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        self.steps += 1
 
 
 def global_loss(
