@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 from post_platform.data import augment as module
 from post_platform.data.augment import FILL, VOID, Augmentation, Frame, augment, moved, recoloured, window
@@ -136,6 +137,54 @@ def test_colours_change_by_a_fifth_at_most():
     means = [float(recoloured(grey, np.random.default_rng(seed)).mean()) for seed in range(200)]
     assert 79 <= min(means) < 85
     assert 115 < max(means) <= 121
+
+
+def photograph():
+    """Colours away from the ends, so that no step clips."""
+    y, x = np.mgrid[:48, :64] / 9
+    waves = np.stack([np.sin(x + y), np.cos(x - 2 * y), np.sin(3 * y)], -1) * 50 + 120
+    return (waves + np.random.default_rng(0).normal(0, 5, waves.shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_colours_are_the_formula_rounded_and_those_of_pil_s_three_steps(seed):
+    image = photograph()
+    found = recoloured(image, np.random.default_rng(seed)).astype(int)
+    brightness, contrast, saturation = np.random.default_rng(seed).uniform(0.8, 1.2, 3)
+
+    def grey(colours):
+        return (colours @ [0.299, 0.587, 0.114])[..., None]
+
+    bright = brightness * image
+    contrasted = contrast * bright + (1 - contrast) * grey(bright[::4, ::4]).mean()
+    exact = saturation * contrasted + (1 - saturation) * grey(contrasted)
+    assert np.abs(found - exact).max() <= 0.51
+    picture = Image.fromarray(image)
+    for enhance, factor in zip(("Brightness", "Contrast", "Color"), (brightness, contrast, saturation), strict=True):
+        picture = getattr(ImageEnhance, enhance)(picture).enhance(factor)
+    assert np.abs(found - np.asarray(picture).astype(int)).max() <= 3  # three roundings down, and the mean of a sample
+
+
+def test_colours_are_clipped_at_both_ends():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[4:] = 255
+    for seed in range(20):
+        found = recoloured(image, np.random.default_rng(seed))
+        assert found[:4].max() < 100
+        assert found[4:].min() > 155
+
+
+@pytest.mark.parametrize("prev", [True, False])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 2.0)])
+def test_views_in_another_byte_order_give_the_same_clips(prev, scale):
+    plain = numbered(40, 60)
+    label = np.stack([plain.classes, plain.instances >> 8, plain.instances & 255], -1).astype(np.uint8)
+    wide = np.concatenate([plain.image, plain.image], 1)
+    viewed = Frame(wide[:, :60], label[..., 0], label[..., 1:].view(">u2")[..., 0])
+    rules = Augmentation((32, 48), scale=scale)
+    for seed in range(6):
+        for a, b in zip(*(augment(f, f if prev else None, rules, seed) for f in (plain, viewed)), strict=True):
+            assert same(a, b)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -17,6 +17,7 @@ from post_platform.training.launch import _alone, _workers
     [
         (4, 0, [], (2, False)),
         (2, 0, [], (2, False)),
+        (4, 0, ["train.workers=4", "data.decode_on=cluster"], (4, False)),
         (4, 0, ["train.workers=6"], (6, False)),
         (4, 0, ["train.workers={min: 1, max: 99}"], (6, False)),
         (16, 2, [], (2, True)),
@@ -30,13 +31,22 @@ def test_workers_follow_the_hardware(monkeypatch, cpus, gpus, setting, expected)
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "setting", "room"),
-    [(4, 0, "7", 6), (4, 0, "{min: 7, max: 8}", 6), (1, 0, "1", 0), (16, 2, "3", 2)],
+    ("cpus", "gpus", "setting", "decode_on", "room"),
+    [
+        (4, 0, "7", "trainer", 6),
+        (4, 0, "{min: 7, max: 8}", "trainer", 6),
+        (1, 0, "1", "trainer", 0),
+        (16, 2, "3", "trainer", 2),
+        (2, 8, "8", "trainer", 2),
+        (2, 8, "null", "cluster", 0),
+        (4, 0, "5", "cluster", 4),
+        (1, 0, "1", "cluster", 0),
+    ],
 )
-def test_more_workers_than_ray_has_room_for_are_refused(monkeypatch, cpus, gpus, setting, room):
+def test_more_workers_than_ray_has_room_for_are_refused(monkeypatch, cpus, gpus, setting, decode_on, room):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
     with pytest.raises(ConfigError, match=rf"^train.workers: Ray has room for {room} \({cpus} CPUs, {gpus} GPUs\)"):
-        _workers(load_config(None, [f"train.workers={setting}"]))
+        _workers(load_config(None, [f"train.workers={setting}", f"data.decode_on={decode_on}"]))
 
 
 def test_a_second_process_of_the_same_run_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +119,28 @@ def test_batches_do_not_depend_on_threads_or_processes(toy_shards):
     assert equal(first, travelled.load(rows))
     assert equal(first, ClipLoader(mixture, rules, threads=1).load(rows))
     assert equal(first, used.load(rows))
+
+
+def test_arrays_are_contiguous_and_of_the_types_that_are_promised(toy_shards):
+    mixture = plan(toy_shards)
+    found = ClipLoader(mixture, Augmentation((32, 64), scale=(0.5, 2.0))).load(mixture.rows(np.arange(7)))
+    for name in ("image", "classes", "instances"):
+        for array in (getattr(found, name), getattr(found, f"prev_{name}")):
+            assert array.flags.c_contiguous
+            assert array.shape == ((7, 3, 32, 64) if name == "image" else (7, 32, 64))
+            assert array.dtype == (np.int32 if name == "instances" else np.uint8)
+
+
+def test_ids_that_do_not_persist_teach_no_motion(toy_shards, monkeypatch):
+    mixture = plan(toy_shards, ("kitti_step",))
+    rows = mixture.rows(np.arange(12))
+    assert ClipLoader(mixture, WHOLE).load(rows).prev_instances.any()
+    monkeypatch.setattr(load, "load_contract", lambda name: SimpleNamespace(persistent=False))
+    found = ClipLoader(mixture, Augmentation((64, 128), scale=(0.5, 2.0))).load(rows)
+    assert found.instances.any()
+    paired = [i for i, row in enumerate(rows.to_pylist()) if row["prev_shard"] is not None]
+    assert paired
+    assert not found.prev_instances[paired].any()
 
 
 def test_a_flipped_byte_is_named_and_replaced_by_position_and_attempt(root):

@@ -63,8 +63,8 @@ def stream(
     batches = 1 if decode_on == "cluster" else BATCHES_PER_BLOCK
     blocks = math.ceil((steps - start) / batches) * world_size
     tasks = max(1, min(MOST_TASKS, blocks // 64))
-    makers = ray.data.range(tasks, override_num_blocks=tasks)
-    rows = makers.map_batches(
+    numbers = ray.data.from_arrow([pa.table({"task": [number]}) for number in range(tasks)])
+    rows = numbers.map_batches(
         _PlanBlocks(loader, range(start, steps), world_size, batches, blocks, tasks),
         batch_size=None, batch_format="pyarrow", num_cpus=0.25, concurrency=2,
     )  # fmt: skip
@@ -85,7 +85,7 @@ class _PlanBlocks:
 
     def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
         plan = ray.get(self.loader).plan
-        number = task["id"][0].as_py()
+        number = task["task"][0].as_py()
         for block in range(number * self.blocks // self.tasks, (number + 1) * self.blocks // self.tasks):
             group, rank = divmod(block, self.world_size)
             steps = self.steps[group * self.batches : (group + 1) * self.batches]

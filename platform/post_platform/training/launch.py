@@ -283,15 +283,19 @@ def _workers(config: RunConfig) -> tuple[int, bool]:
 
     total = ray.cluster_resources()
     gpus = int(total.get("GPU", 0))
-    room = gpus or int((total["CPU"] - 1) / cluster.worker_cpus())  # one CPU is left to Ray Data
+    left = 2 if config.data.decode_on == "cluster" else 1  # CPUs for Ray Data: for plan rows, and to decode
+    room = max(0, int((total["CPU"] - left) / cluster.worker_cpus()))
+    room = min(gpus, room) if gpus else room
     wanted = config.train.workers
     workers = min(wanted.max, room) if isinstance(wanted, WorkerRange) else wanted or gpus or min(2, room)
     least = wanted.min if isinstance(wanted, WorkerRange) else 1
-    if not max(1, least) <= workers <= max(room, gpus):
+    if not max(1, least) <= workers <= room:
         raise ConfigError(
             f"train.workers: Ray has room for {room} ({total['CPU']:.0f} CPUs, {gpus} GPUs), "
             f"got {least if isinstance(wanted, WorkerRange) else workers}",
-            f"ask for fewer: train.workers={max(1, room)}",
+            f"ask for fewer: train.workers={room}"
+            if room
+            else f"give Ray more CPUs: {left} beside the workers' are for data",
         )
     return workers, gpus >= workers
 
