@@ -54,7 +54,7 @@ def decode_label(content: bytes, most_pixels: int) -> NDArray[np.uint8] | None:
     inflater = zlib.decompressobj()
     try:
         rows = inflater.decompress(data, size + 1)
-    except zlib.error:
+    except zlib.error:  # type: ignore[misc]  # its stub has no class
         return None
     if (
         len(rows) != size
