@@ -163,7 +163,8 @@ def ours(task: dict[str, Any]) -> list[dict[str, Any]]:
         seen = []
 
         def parts() -> Iterator[list[Part]]:
-            for samples in local_batches(ray.train.get_dataset_shard("train"), loader, 2):
+            rank, shard = ray.train.get_context().get_world_rank(), ray.train.get_dataset_shard("train")
+            for samples in local_batches(shard, loader, range(WARM + count), rank, 2):
                 seen.append(samples.position)
                 keys = [key.partition("/")[2] for key in samples.key]
                 yield [

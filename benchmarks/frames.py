@@ -45,23 +45,26 @@ def profile(root: Path, size: tuple[int, int]) -> None:
     from post_platform.data.plan import Plan
     from post_platform.shards.index import read_split
 
-    plan = Plan([read_split(root, name, "train") for name in DATASETS], global_batch=4)
+    splits = [read_split(root, name, "train") for name in DATASETS]
     crop = (min(512, size[0]), min(1024, size[1]))
-    settings = {
-        "untouched": Augmentation(size, flip=False, photometric=False, still_motion=False),
-        f"crop {crop[0]}x{crop[1]}, scale 0.5 to 2": Augmentation(crop, scale=(0.5, 2.0)),
-    }
-    for title, rules in settings.items():
+    trained = f"crop {crop[0]}x{crop[1]}, scale 0.5 to 2"
+    settings = (
+        ("untouched", 2, Augmentation(size, flip=False, photometric=False, still_motion=False)),
+        (trained, 2, Augmentation(crop, scale=(0.5, 2.0))),
+        (f"{trained}, clips of 5 frames", 5, Augmentation(crop, scale=(0.5, 2.0))),
+    )
+    for title, clip, rules in settings:
+        plan = Plan(splits, 12, clip)
         loader = ClipLoader(plan, rules, threads=1)
-        count = 16 if size[0] > 512 else 100
+        count = 5 if size[0] > 512 else 33
         with stages() as spent:
-            loader.load(plan.rows(np.arange(8)))
+            loader.load(plan.rows(np.arange(12)))
             spent.clear()
             started = time.perf_counter()
             for step in range(count):
-                loader.load(plan.rows(np.arange(4 * step, 4 * step + 4)))
+                loader.load(plan.rows(np.arange(12 * step, 12 * step + 12)))
             total = time.perf_counter() - started
-        frames = 8 * count
+        frames = 24 * count
         print(f"\n{size[0]}x{size[1]}, {title}: {1000 * total / frames:.2f} ms a frame, one thread")
         for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
             print(f"  {name:22}{1000 * seconds / frames:8.3f} ms{100 * seconds / total:7.1f} %")

@@ -164,7 +164,7 @@ def test_a_training_starts_from_an_imported_backbone(folder, tmp_path):
     source = torch.load(folder / "resnet18-f37072fd.pth", weights_only=True)
     for start in (tmp_path / "backbone", folder / "resnet18-f37072fd.pth"):
         config = load_config(None, [f"model.init_from={start}", "model.backbone=resnet18"])
-        job = Job(config, (), (), ("road", "car"), (False, True), tmp_path, "", "")
+        job = Job(config, (), (), ("road", "car"), (False, True), {}, tmp_path, "", "")
         model = job.new_model(job.norm(False, 4))
         assert isinstance(model, Post)
         assert torch.equal(model.backbone.state_dict()["layer1.0.conv1.weight"], source["layer1.0.conv1.weight"])

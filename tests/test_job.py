@@ -14,7 +14,7 @@ CLASSES, THINGS = ("road", "car"), (False, True)
 
 def job(folder, *overrides, classes=CLASSES):
     config = load_config(None, ["model.backbone=small", "train.global_batch=2", *overrides])
-    return Job(config, (), (), classes, THINGS[: len(classes)], folder, "", "")
+    return Job(config, (), (), classes, THINGS[: len(classes)], {}, folder, "", "")
 
 
 @pytest.fixture(scope="module")

@@ -77,11 +77,15 @@ def test_a_batch_that_does_not_divide_is_padded_with_rows_of_weight_zero(plan):
     assert [row for part in parts for row in part["position"].to_pylist()] == [12, 13, 14, 15, 16, 17, 17, 17]
 
 
-def everything(dataset, loader, world_size):
+def everything(dataset, loader, steps, world_size):
     """All local batches of each rank, as the trainer gets them."""
     shards = dataset.streaming_split(world_size, equal=True)
+
+    def batches(rank):
+        return list(local_batches(shards[rank], loader, steps, rank, world_size))
+
     with ThreadPoolExecutor(world_size) as ranks:
-        return list(ranks.map(lambda shard: list(local_batches(shard, loader, world_size)), shards))
+        return list(ranks.map(batches, range(world_size)))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,7 @@ def equal(a, b):
 @pytest.mark.parametrize("decode_on", ["trainer", "cluster"])
 def test_batches_are_the_loader_s_wherever_they_are_decoded(ray, loader, decode_on):
     ray.data.DataContext.get_current().execution_options = data_config(decode_on)._user_execution_options
-    dealt = everything(stream(ray.put(loader), 3, 41, 2, decode_on), loader, 2)
+    dealt = everything(stream(ray.put(loader), 3, 41, 2, decode_on), loader, range(3, 41), 2)
     for rank, batches in enumerate(dealt):
         assert len(batches) == 38
         for step, found in enumerate(batches, 3):
@@ -112,21 +116,21 @@ def test_batches_are_the_loader_s_wherever_they_are_decoded(ray, loader, decode_
 def test_bad_samples_are_named_and_bounded_over_batches(ray, loader, toy_shards, tmp_path, caplog, decode_on):
     root = shutil.copytree(toy_shards, tmp_path / "shards")
     plan = Plan([read_split(root, "kitti_step", "train")], global_batch=4)
-    first, second = (plan.rows(np.arange(4 * step, 4 * step + 1)).to_pylist()[0] for step in (0, 2))
+    first, second = (plan.rows(np.arange(4 * step, 4 * step + 1)).to_pylist()[0] for step in (0, 6))
     tar = bytearray((root / "kitti_step/train/000000.tar").read_bytes())
     for row in (first, second):
         tar[row["now_offset"] + 700] ^= 255
     (root / "kitti_step/train/000000.tar").write_bytes(tar)
     tolerant = ClipLoader(plan, loader.rules, max_bad_samples=100)
-    (found,) = everything(stream(ray.put(tolerant), 0, 4, 1, decode_on), tolerant, 1)
-    assert [batch.dataset.tolist() for batch in found] == [[0] * 4] * 4, "batches keep their composition"
+    (found,) = everything(stream(ray.put(tolerant), 0, 9, 1, decode_on), tolerant, range(9), 1)
+    assert [batch.dataset.tolist() for batch in found] == [[0] * 4] * 9, "batches keep their composition"
     problems = [problem for batch in found for problem, _ in batch.replaced]
     assert len(problems) >= 2
     assert caplog.messages == [f"bad sample {n} of at most 100: {text}" for n, text in enumerate(problems, 1)]
     assert all(re.search(r"CRC-32 [0-9a-f]{8}, expected [0-9a-f]{8}$", text) for text in problems)
     strict = ClipLoader(plan, loader.rules, max_bad_samples=1)
     with pytest.raises(DataError, match=r"^more than 1 samples could not be read; the last: kitti_step/train/"):
-        everything(stream(ray.put(strict), 0, 4, 1, decode_on), strict, 1)
+        everything(stream(ray.put(strict), 0, 9, 1, decode_on), strict, range(9), 1)
 
 
 @pytest.mark.parametrize("start", range(7))
@@ -144,3 +148,10 @@ def test_a_run_of_a_million_steps_begins_as_a_short_one(ray, plan):
     [shard] = stream(ray.put(ClipLoader(plan, Augmentation((8, 8)))), 5, 10**6, 1).streaming_split(1, equal=True)
     rows = _unpacked(next(iter(shard.iter_batches(batch_size=1, batch_format="pyarrow"))))
     assert rows["position"].to_pylist()[:3] == [30, 31, 32]
+
+
+@pytest.mark.parametrize("decode_on", ["trainer", "cluster"])
+def test_a_stream_that_begins_elsewhere_than_the_run_is_an_error(ray, loader, decode_on):
+    ray.data.DataContext.get_current().execution_options = data_config(decode_on)._user_execution_options
+    with pytest.raises(RuntimeError, match="the stream does not begin at step 2, rank 0 of 1"):
+        everything(stream(ray.put(loader), 3, 12, 1, decode_on), loader, range(2, 12), 1)

@@ -128,10 +128,12 @@ class ExperimentLog:
         """
         self._client.log_image(self.run_id, image, key=name, step=step, synchronous=True)
 
-    def last_step(self, metric: str) -> int | None:
-        """Return the largest step at which a metric is stored, None when it never was; flush before asking."""
-        history = self._client.get_metric_history(self.run_id, metric)
-        return max((entry.step for entry in history), default=None)
+    def steps(self, metric: str) -> set[int]:
+        """Return the steps at which a metric is stored; flush before asking.
+
+        Metrics are sent in the background and out of order: a step that is stored says nothing about those before it.
+        """
+        return {entry.step for entry in self._client.get_metric_history(self.run_id, metric)}
 
     def flush(self) -> bool:
         """Wait until the metrics are stored; those that could not be sent are sent again, with a warning."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Literal
+from queue import Queue
+from threading import Thread
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BATCHES_PER_BLOCK = 32  # of plan rows: one Ray task per batch does not scale, and a block of rows is a few kilobytes
 MOST_TASKS = 256  # that make plan rows; Ray prepares every task of a run before the first, a second per thousand
+BATCHES_BEFORE = 4  # a rank plans itself while the stream starts
 BATCHES_AHEAD = 2  # decoded before the step that uses them
 PLAN_ROWS_BYTES = 128 << 20  # of the object store, for plan rows that nobody has asked for yet
 PIXELS = ("image", "prev_image", "classes", "prev_classes", "instances", "prev_instances")
@@ -120,14 +122,19 @@ def data_config(decode_on: Literal["trainer", "cluster"] = "trainer") -> ray.tra
     return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)
 
 
-def local_batches(shard: DataIterator, loader: ClipLoader, world_size: int) -> Iterator[Samples]:
-    """This rank's batches, each decoded before the step that uses it; what was replaced is named in the log.
+def local_batches(
+    shard: DataIterator, loader: ClipLoader, steps: range, rank: int, world_size: int
+) -> Iterator[Samples]:
+    """Rank `rank`'s batch of each of `steps`, decoded before it is needed; what was replaced is named in the log.
 
-    Raises: DataError: more samples than the loader replaces could not be read.
+    The first few do not wait for Ray, whose start takes seconds: a plan gives the same rows to whoever asks.
+
+    Raises:
+        DataError: more samples than the loader replaces could not be read.
+        RuntimeError: the stream begins elsewhere than at `steps`.
     """
-    size = local_batch(loader.plan.global_batch, world_size)
     bad = 0
-    for samples in _ahead(_batches(shard, size, loader)):
+    for samples in _ahead(_batches(shard, loader, steps, rank, world_size)):
         for problem, hint in samples.replaced:
             bad += 1
             if bad > loader.max_bad_samples:
@@ -136,31 +143,52 @@ def local_batches(shard: DataIterator, loader: ClipLoader, world_size: int) -> I
         yield samples
 
 
-def _batches(shard: DataIterator, size: int, loader: ClipLoader) -> Iterator[Callable[[], Samples]]:
-    """What makes each local batch of `size` rows, not yet called."""
-    for block in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=BATCHES_AHEAD):
-        assert isinstance(block, pa.Table)
+def _batches(
+    shard: DataIterator, loader: ClipLoader, steps: range, rank: int, world_size: int
+) -> Iterator[Callable[[], Samples]]:
+    """What makes each local batch, not yet called."""
+    size = local_batch(loader.plan.global_batch, world_size)
+    with ThreadPoolExecutor(1, thread_name_prefix="stream") as thread:
+        blocks: Iterator[Any] = iter(
+            shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=BATCHES_AHEAD)
+        )
+        first = thread.submit(next, blocks, None)
+        known = local_rows(loader.plan, steps[:BATCHES_BEFORE], rank, world_size)
+        yield from (partial(loader.load, known.slice(row, size)) for row in range(0, known.num_rows, size))
+        block = first.result()
+    while block is not None:
         if "failed" in block.column_names:
             kind, message, hint = block["failed"][0].as_py()
             raise (StorageError if kind == "StorageError" else DataError)(message, hint)
-        if "image" in block.column_names:
-            yield partial(_received, block, loader)
-            continue
         rows = _unpacked(block)
-        for first in range(0, rows.num_rows, size):
-            yield partial(loader.load, rows.slice(first, size))
+        seen = min(known.num_rows, rows.num_rows)
+        if not rows.slice(0, seen).equals(known.slice(0, seen)):
+            raise RuntimeError(f"the stream does not begin at step {steps.start}, rank {rank} of {world_size}")
+        known = known.slice(seen)
+        if "image" in block.column_names and not seen:
+            yield partial(_received, block, loader)
+        else:
+            yield from (partial(loader.load, rows.slice(row, size)) for row in range(seen, rows.num_rows, size))
+        block = next(blocks, None)
 
 
 def _ahead(work: Iterable[Callable[[], Samples]]) -> Iterator[Samples]:
     """Results in order, made by a thread that is some batches ahead of whoever reads them."""
-    waiting: deque[Future[Samples]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        for item in work:
-            waiting.append(thread.submit(item))
-            if len(waiting) > BATCHES_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    ready: Queue[Samples | BaseException | None] = Queue(BATCHES_AHEAD)
+
+    def fill() -> None:
+        try:
+            for item in work:
+                ready.put(item())
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+    Thread(target=fill, name="batches", daemon=True).start()
+    while (found := ready.get()) is not None:
+        if isinstance(found, BaseException):
+            raise found
+        yield found
 
 
 def _received(block: pa.Table, loader: ClipLoader) -> Samples:

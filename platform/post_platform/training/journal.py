@@ -153,13 +153,12 @@ class Journal:
 
     def _publish_missing(self, newest: Path) -> None:
         """Publish what the checkpoint holds and MLflow lacks: the run was killed between the two."""
-        published: dict[str, int] = {}
+        published: dict[str, set[int]] = {}
         for line in (newest / HISTORY).read_text().splitlines():
             step, metrics = json.loads(line)
             for name in metrics.keys() - published.keys():
-                found = self.log.last_step(name)
-                published[name] = -1 if found is None else found
-            self.log.log_metrics({name: v for name, v in metrics.items() if step > published[name]}, step)
+                published[name] = self.log.steps(name)
+            self.log.log_metrics({name: v for name, v in metrics.items() if step not in published[name]}, step)
 
     def _progress(self, step: int) -> None:
         (self.job.logs / PROGRESS).write_text(json.dumps({"step": step, **self.latest}))

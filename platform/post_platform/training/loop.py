@@ -103,7 +103,8 @@ class Worker:
     def run(self, shard: ray.data.DataIterator) -> None:
         """Train to the last step, validating and committing on the way."""
         config = self.config
-        batches = local_batches(shard, self.job.loader(), self.world_size)
+        steps = range(self.step, config.train.steps)
+        batches = local_batches(shard, self.job.loader(), steps, self.rank, self.world_size)
         self.network.train()
         clock = Clock()
         while self.step < config.train.steps:
