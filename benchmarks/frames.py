@@ -93,7 +93,7 @@ class stages:
             (augment, "recoloured", lambda *_: "photometric"),
             (augment, "moved", lambda *_: "motion of stills"),
             (load, "augment", lambda *_: "flip, rest of augment"),
-            (load._Pixels, "put", lambda *_: "copy into the batch"),
+            (load, "_put", lambda *_: "copy into the batch"),
         ]
         self.saved = [(module, name, getattr(module, name)) for module, name, _ in places] + [
             (storage, "zlib", storage.zlib),

@@ -69,7 +69,8 @@ def first_rows(plan: Any, steps: int) -> None:
         rows = stream(stored, 0, steps, 2)
         made = time.perf_counter() - started
         next(iter(rows.iter_batches(batch_size=1, batch_format="pyarrow")))
-        print(f"{attempt} stream of {steps} steps: {made:.2f} s to make, first rows after {timed_since(started):.2f} s")
+        seconds = time.perf_counter() - started
+        print(f"{attempt} stream of {steps} steps: {made:.2f} s to make, first rows after {seconds:.2f} s")
 
 
 def large_split(name: str, frames: int, shards: int) -> Any:
@@ -109,10 +110,6 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
     found = function()
     return time.perf_counter() - started, found
-
-
-def timed_since(started: float) -> float:
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def test_a_store_that_is_away_is_no_bad_sample(proxy, bucket, toy_shards, impati
     loader = ClipLoader(plan, WHOLE, max_bad_samples=1000)
     with pytest.raises(StorageError, match=rf"^s3://{bucket}/shards/kitti_mots/train/000000.tar: .*SlowDown"):
         loader.load(plan.rows(np.arange(4)))
+    loader._pool.shutdown()  # its other threads still ask, and must not outlive this test's credentials
 
 
 def test_checkpoint_on_s3_is_whole_verified_and_fetched_once(proxy, bucket, direct, cache, tmp_path, impatient):

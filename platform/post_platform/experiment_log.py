@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from post_platform.errors import PostError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Metric
     from mlflow.utils.async_logging.run_operations import RunOperations
@@ -120,6 +121,10 @@ class ExperimentLog:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file, in a folder of the run's files."""
         self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Store a matplotlib figure as the run's file `name`."""
+        self._client.log_figure(self.run_id, figure, name)
 
     def log_image(self, image: NDArray[np.uint8], name: str, step: int) -> None:
         """Store an RGB picture of one step; the pictures of one name can be leafed through in MLflow.

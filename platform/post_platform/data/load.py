@@ -19,6 +19,13 @@ from post_platform.errors import DataError, StorageError
 from post_platform.labels import load_contract
 from post_platform.shards import record
 
+PIXELS: dict[str, type[np.generic]] = {
+    f"{prefix}{name}": kind
+    for prefix in ("", "prev_")
+    for name, kind in (("image", np.uint8), ("classes", np.uint8), ("instances", np.int32))
+}
+"""The fields of `Samples` that hold pixels, and their types."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -70,10 +77,11 @@ class ClipLoader:
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        pixels = _Pixels.empty(rows.num_rows, self.rules.crop)
+        size = rows.num_rows, self.rules.crop
+        pixels = {name: np.empty(pixel_shape(name, *size), kind) for name, kind in PIXELS.items()}  # a row per pair
         pairs = [pair for clip in self._pool.map(partial(self._clip, pixels), _clips(rows)) for pair in clip]
         return Samples(
-            **pixels._asdict(),
+            **pixels,
             dataset=rows["dataset"].to_numpy().astype(np.int64),
             weight=rows["weight"].to_numpy().astype(np.float32),
             position=rows["position"].to_numpy().astype(np.int64),
@@ -81,13 +89,17 @@ class ClipLoader:
             replaced=tuple(dict.fromkeys(problem for pair in pairs for problem in pair.replaced)),
         )
 
-    def _clip(self, pixels: _Pixels, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[_Pair]:
+    def _clip(self, pixels: Mapping[str, np.ndarray], rows: Sequence[tuple[int, dict[str, Any]]]) -> list[_Pair]:
         """Read the pairs of one clip, each of its frames once, into their places in `pixels`."""
         decoded: dict[tuple[str, int], record.Record] = {}
         return [self._pair(pixels, place, row, decoded) for place, row in rows]
 
     def _pair(
-        self, pixels: _Pixels, place: int, row: dict[str, Any], decoded: dict[tuple[str, int], record.Record]
+        self,
+        pixels: Mapping[str, np.ndarray],
+        place: int,
+        row: dict[str, Any],
+        decoded: dict[tuple[str, int], record.Record],
     ) -> _Pair:
         """Read the row's pair, or, where it cannot be read, a replacement that depends on (position, attempt) alone."""
         replaced: list[tuple[str, str]] = []
@@ -104,7 +116,7 @@ class ClipLoader:
                     prev = prev._replace(instances=np.broadcast_to(np.uint16(0), prev.instances.shape))
                 if prev is not None and prev.classes.shape != now.classes.shape:
                     raise DataError(f"{name}, sample {row['key']}: {now.classes.shape} after {prev.classes.shape}")
-                pixels.put(place, *augment(now, prev, self.rules, row["seed"]))
+                _put(pixels, place, *augment(now, prev, self.rules, row["seed"]))
                 return _Pair(f"{name}/{found.key}", tuple(replaced))
             except StorageError:
                 raise
@@ -131,28 +143,17 @@ class _Pair(NamedTuple):
     replaced: tuple[tuple[str, str], ...]
 
 
-class _Pixels(NamedTuple):
-    """A batch's arrays as `Samples` has them; the threads that decode its pairs fill a row each."""
+def _put(pixels: Mapping[str, np.ndarray], place: int, now: Frame, prev: Frame) -> None:
+    """Copy a pair to its row of a batch's arrays, the images channels first."""
+    for prefix, frame in (("", now), ("prev_", prev)):
+        pixels[f"{prefix}image"][place] = frame.image.transpose(2, 0, 1)
+        pixels[f"{prefix}classes"][place] = frame.classes
+        pixels[f"{prefix}instances"][place] = frame.instances
 
-    image: np.ndarray
-    prev_image: np.ndarray
-    classes: np.ndarray
-    instances: np.ndarray
-    prev_classes: np.ndarray
-    prev_instances: np.ndarray
 
-    @classmethod
-    def empty(cls, pairs: int, crop: tuple[int, int]) -> _Pixels:
-        """Arrays with nothing in them yet."""
-        image, map_ = (pairs, 3, *crop), (pairs, *crop)
-        kinds = ((image, np.uint8), (image, np.uint8), *((map_, kind) for kind in (np.uint8, np.int32) * 2))
-        return cls(*(np.empty(shape, kind) for shape, kind in kinds))
-
-    def put(self, place: int, now: Frame, prev: Frame) -> None:
-        """Copy a pair to its row, the images channels first."""
-        self.image[place], self.prev_image[place] = now.image.transpose(2, 0, 1), prev.image.transpose(2, 0, 1)
-        self.classes[place], self.prev_classes[place] = now.classes, prev.classes
-        self.instances[place], self.prev_instances[place] = now.instances, prev.instances
+def pixel_shape(name: str, pairs: int, crop: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of a field of PIXELS in a batch."""
+    return (pairs, 3, *crop) if name.endswith("image") else (pairs, *crop)
 
 
 def too_many(most: int, last: str, hint: str) -> DataError:

@@ -21,7 +21,7 @@ import ray.data
 import ray.train
 from ray.data import DataIterator, ExecutionOptions, ExecutionResources
 
-from post_platform.data.load import ClipLoader, Samples, too_many
+from post_platform.data.load import PIXELS, ClipLoader, Samples, pixel_shape, too_many
 from post_platform.data.plan import Plan
 from post_platform.errors import DataError, StorageError
 
@@ -32,7 +32,6 @@ MOST_TASKS = 256  # that make plan rows; Ray prepares every task of a run before
 BATCHES_BEFORE = 4  # a rank plans itself while the stream starts
 BATCHES_AHEAD = 2  # decoded before the step that uses them
 PLAN_ROWS_BYTES = 128 << 20  # of the object store, for plan rows that nobody has asked for yet
-PIXELS = ("image", "prev_image", "classes", "prev_classes", "instances", "prev_instances")
 
 
 def local_batch(global_batch: int, world_size: int) -> int:
@@ -194,15 +193,13 @@ def _ahead(work: Iterable[Callable[[], Samples]]) -> Iterator[Samples]:
 def _received(block: pa.Table, loader: ClipLoader) -> Samples:
     """The local batch in a decoded block, as the loader would have given it."""
     rows = _unpacked(block)
-    size = loader.rules.crop
 
     def pixels(name: str) -> np.ndarray:
-        shape = (rows.num_rows, 3, *size) if "image" in name else (rows.num_rows, *size)
         found = np.frombuffer(block[name][0].as_buffer(), _stored(name))
-        return found.reshape(shape).astype(np.int32 if "instances" in name else np.uint8)  # a copy: torch must own it
+        return found.reshape(pixel_shape(name, rows.num_rows, loader.rules.crop)).astype(PIXELS[name])
 
     return Samples(
-        **{name: pixels(name) for name in PIXELS},
+        **{name: pixels(name) for name in PIXELS},  # copies: torch wants memory that it may write
         dataset=rows["dataset"].to_numpy().astype(np.int64),
         weight=rows["weight"].to_numpy().astype(np.float32),
         position=rows["position"].to_numpy().astype(np.int64),
@@ -212,8 +209,8 @@ def _received(block: pa.Table, loader: ClipLoader) -> Samples:
 
 
 def _stored(name: str) -> type[np.generic]:
-    """The type in which a field crosses the object store."""
-    return np.uint16 if "instances" in name else np.uint8
+    """The type in which a field crosses the object store: ids fit 16 bits."""
+    return np.uint16 if name.endswith("instances") else np.uint8
 
 
 def _one_value(array: np.ndarray) -> pa.Array:

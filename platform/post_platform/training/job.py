@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,15 +53,17 @@ class Job:
         """Where each rank writes its log lines, and rank 0 how far the run is."""
         return self.folder / "logs"
 
-    def plan(self) -> Plan:
-        """The run's data order, a pure function of the configuration and the shards."""
-        return plan_of(self.config, self.train)
-
     def loader(self) -> ClipLoader:
-        """Reads the plan's clips, with the one augmentation of all datasets."""
+        """Reads the clips of the run's plan, with the one augmentation of all datasets."""
         data = self.config.data
         rules = Augmentation(data.crop, data.scale, data.flip, data.photometric, data.still_motion)
-        return ClipLoader(self.plan(), rules, data.max_bad_samples, self.config.train.threads or 2)
+        plan = plan_of(self.config, self.train)
+        return ClipLoader(plan, rules, data.max_bad_samples, self.config.train.threads or 2)
+
+    def without_frames(self) -> Job:
+        """The job as it travels to a worker: the index of what is trained on is in the loader's plan already."""
+        slim = [replace(split, index=split.index.schema.empty_table()) for split in self.train]
+        return replace(self, train=tuple(slim))
 
     def committed_step(self) -> int:
         """The step of the newest whole checkpoint; 0 where there is none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from post_model.network import Post
 from post_model.weights import save_model
 from post_platform import render
 from post_platform.config import dump_config
+from post_platform.data.plan import Plan
 from post_platform.errors import PostError
 from post_platform.labels import load_contract, thing_table
 from post_platform.training import checkpoint
@@ -134,13 +134,10 @@ class Journal:
         else:
             self.pending.append((step, metrics))
 
-    def mixture(self, step: int) -> None:
+    def mixture(self, plan: Plan) -> None:
         """Store the ledger, and the figure of what the datasets' shares were and should be, with the MLflow run."""
         self.log.log_file(self.ledger.path)
-        with tempfile.TemporaryDirectory() as folder:
-            figure = Path(folder) / "mixture.png"
-            draw_mixture(read(self.ledger.path), self.job.plan(), figure)
-            self.log.log_file(figure)
+        self.log.log_figure(draw_mixture(read(self.ledger.path), plan), "mixture.png")
 
     def _require_our_attempt(self) -> None:
         file = self.job.folder / ATTEMPT

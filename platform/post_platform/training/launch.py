@@ -20,10 +20,11 @@ from post_platform import cluster
 from post_platform.config import RunConfig, dump_config, flatten
 from post_platform.config_values import WorkerRange
 from post_platform.data.leaks import refuse_shared_videos
+from post_platform.data.load import ClipLoader
 from post_platform.errors import ConfigError, PostError
 from post_platform.experiment_log import ExperimentLog
 from post_platform.training import checkpoint
-from post_platform.training.job import Job
+from post_platform.training.job import Job, plan_of
 from post_platform.training.journal import ATTEMPT, PROGRESS
 from post_platform.training.same_run import facts_of, refuse_changes, refuse_other_data
 from post_platform.training.splits import scored_splits, splits_of
@@ -62,7 +63,7 @@ def prepare(config: RunConfig) -> Job:
         checkpoint.verify(newest)
         refuse_changes(config, folder / "config.yaml", newest)
     classes = class_names(train, config.model.classes)
-    facts = facts_of(config, train, classes)
+    facts = facts_of(plan_of(config, train), train, classes)
     if newest:
         refuse_other_data(config, facts, newest)
     try:
@@ -103,12 +104,13 @@ def _train(job: Job, report: Report) -> Outcome:
         if job.committed_step():
             logger.info("continuing run %s at step %d", config.run.name, job.committed_step())
         _warn_without_gpu(config)
-        log.log_params(flatten(config))
+        loader = job.loader()
+        log.log_params({**flatten(config), "plan": loader.plan.digest})
         log.log_text(dump_config(config), "config.yaml")
         log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.train}, "train")
         log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.val}, "val")
         with _watching(job.logs, report):
-            _fit(job)
+            _fit(job, loader)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process
         status = "KILLED"
@@ -194,7 +196,7 @@ def _open_log(config: RunConfig, folder: Path) -> ExperimentLog:
     return log
 
 
-def _fit(job: Job) -> None:
+def _fit(job: Job, loader: ClipLoader) -> None:
     """Hand the job to Ray Train.
 
     Raises:
@@ -222,15 +224,15 @@ def _fit(job: Job) -> None:
 
     workers, gpus = _workers(job.config)
     decode_on = job.config.data.decode_on
-    loader = ray.put(job.loader())
+    stored = ray.put(loader)  # with the plan, which may be large: one copy per node, for tasks and ranks
 
     def batches() -> Dataset:
         # Evaluated anew for each worker group: a restarted group continues where the last checkpoint ends.
-        return stream(loader, job.committed_step(), job.config.train.steps, workers, decode_on)
+        return stream(stored, job.committed_step(), job.config.train.steps, workers, decode_on)
 
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job.without_frames(), "loader": stored},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
@@ -290,12 +292,12 @@ def _workers(config: RunConfig) -> tuple[int, bool]:
     workers = min(wanted.max, room) if isinstance(wanted, WorkerRange) else wanted or gpus or min(2, room)
     least = wanted.min if isinstance(wanted, WorkerRange) else 1
     if not max(1, least) <= workers <= room:
+        fewer = f"ask for fewer: train.workers={room}"
+        more = f"give Ray more CPUs: {left} beside the workers' are for data"
         raise ConfigError(
             f"train.workers: Ray has room for {room} ({total['CPU']:.0f} CPUs, {gpus} GPUs), "
             f"got {least if isinstance(wanted, WorkerRange) else workers}",
-            f"ask for fewer: train.workers={room}"
-            if room
-            else f"give Ray more CPUs: {left} beside the workers' are for data",
+            fewer if room else more,
         )
     return workers, gpus >= workers
 

@@ -22,7 +22,7 @@ from post_model.batch import Batch
 from post_model.layers import Norm
 from post_model.network import Post, Predictions, losses
 from post_model.weights import load_model
-from post_platform.data.load import Samples
+from post_platform.data.load import ClipLoader, Samples
 from post_platform.data.stream import local_batch, local_batches
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import evaluate_share, mean_score, scores_of, sequences, share_of
@@ -35,12 +35,19 @@ logger = logging.getLogger(__name__)
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Run this rank of `settings["job"]` from the committed step to the last; Ray Train calls it on every worker."""
+    """Run this rank from the committed step to the last; Ray Train calls it on every worker.
+
+    Args:
+        settings: "job": the Job; "loader": a reference to its ClipLoader.
+    """
     context = ray.train.get_context()
     write_log(settings["job"].logs / f"rank_{context.get_world_rank()}.log")
     if ray.train.torch.get_device().type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    worker = Worker(settings["job"], context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    worker = Worker(
+        settings["job"], ray.get(settings["loader"]), context.get_world_rank(), context.get_world_size(), device
+    )
     worker.run(ray.train.get_dataset_shard("train"))
 
 
@@ -57,10 +64,10 @@ def write_log(file: Path) -> None:
 class Worker:
     """The state of one rank between steps."""
 
-    def __init__(self, job: Job, rank: int, world_size: int, device: torch.device) -> None:
+    def __init__(self, job: Job, loader: ClipLoader, rank: int, world_size: int, device: torch.device) -> None:
         """Build the network, and continue from the newest whole checkpoint where there is one."""
         self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
-        self.config = job.config
+        self.config, self.loader = job.config, loader
         self.tables = label_tables(job.train, job.class_names).to(device)
         loss = self.config.loss
         self.loss_settings = {
@@ -104,7 +111,7 @@ class Worker:
         """Train to the last step, validating and committing on the way."""
         config = self.config
         steps = range(self.step, config.train.steps)
-        batches = local_batches(shard, self.job.loader(), steps, self.rank, self.world_size)
+        batches = local_batches(shard, self.loader, steps, self.rank, self.world_size)
         self.network.train()
         clock = Clock()
         while self.step < config.train.steps:
@@ -123,7 +130,7 @@ class Worker:
             if validates or self.step % config.train.checkpoint_every == 0:
                 self._commit()
             if validates and self.journal:
-                self.journal.mixture(self.step)
+                self.journal.mixture(self.loader.plan)
         if self.journal:
             self.journal.close()
 

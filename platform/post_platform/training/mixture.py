@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from post_platform.data.plan import Plan
 
 POINTS = 400  # of a curve; a long run has no more
 
 
-def draw_mixture(lines: Sequence[dict[str, Any]], plan: Plan, file: Path) -> None:
+def draw_mixture(lines: Sequence[dict[str, Any]], plan: Plan) -> Figure:
     """Draw `lines` of a ledger beside the plan that they followed.
 
     Left: each dataset's share of all samples up to a step, and the planned one dashed. Right: passes over each dataset.
     """
     # Not pyplot, whose figures live until they are closed and which chooses a window system.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = np.array([[line["counts"].get(name, 0) for name in plan.datasets] for line in lines], np.float64)
@@ -28,8 +28,7 @@ def draw_mixture(lines: Sequence[dict[str, Any]], plan: Plan, file: Path) -> Non
     steps = np.array([line["step"] for line in lines])
     shown = np.unique(np.linspace(0, max(0, len(lines) - 1), POINTS).astype(int))[: len(lines)]
     running = np.cumsum(counts, axis=0)
-    figure = Figure(figsize=(11, 3.2 + 0.16 * len(plan.datasets)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(11, 3.2 + 0.16 * len(plan.datasets)), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for number, name in enumerate(plan.datasets):
         color = f"C{number % 10}"
@@ -48,4 +47,4 @@ def draw_mixture(lines: Sequence[dict[str, Any]], plan: Plan, file: Path) -> Non
     right.set_xlim(right=max(passes.max() * 1.5, 0.1))
     for side in (left, right):
         side.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
+    return figure

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from post_platform.config import MAY_CHANGE_ON_RESUME, RunConfig, differences, load_config
+from post_platform.data.plan import Plan
 from post_platform.errors import ConfigError
 from post_platform.shards.index import Split
 from post_platform.training import checkpoint
-from post_platform.training.job import plan_of
 from post_platform.training.vocabulary import label_tables
 
 
-def facts_of(config: RunConfig, train: Sequence[Split], class_names: Sequence[str]) -> dict[str, Any]:
+def facts_of(plan: Plan, train: Sequence[Split], class_names: Sequence[str]) -> dict[str, Any]:
     """All that decides which samples a run sees and what their labels mean; a resumed run must have the same."""
-    plan = plan_of(config, train)
     tables = label_tables(train, class_names)
     facts: dict[str, Any] = {**plan.arguments, "classes": list(class_names)}
     facts["shares"] = dict(zip(plan.datasets, plan.shares.tolist(), strict=True))
@@ -47,7 +46,7 @@ def refuse_other_data(config: RunConfig, facts: Mapping[str, Any], newest: Path)
 
     Raises: ConfigError naming each difference.
     """
-    stored = checkpoint.read_state(newest)["facts"]
+    stored = checkpoint.read_state(newest).get("facts", {})  # none: of a version that did not keep them
     changed = [_difference(name, stored.get(name), facts.get(name)) for name in {**stored, **facts}
                if stored.get(name) != facts.get(name)]  # fmt: skip
     if changed:
