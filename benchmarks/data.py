@@ -35,7 +35,7 @@ from frames import DATASETS, before, digest, make_shards, plain_decode, require_
 
 SIZES = {(256, 512): (3072, 16), (1024, 2048): (256, 4)}  # height and width: frames timed per round, frames per batch
 TIMES = ("rate", "start", "process")
-WARM = 3  # batches of each worker before the clock starts
+WARM = 8  # batches of each worker before the clock starts: more than ours has before Ray Data runs
 Part = tuple[list[str], Any, Any, Any]  # keys, image, classes, instances of some frames of a batch
 
 

@@ -20,15 +20,19 @@ from post_platform.metrics.contingency import factorise
 class Rows:
     """The rows of a table as arrays of one length; `video` and `moment` number the sequences and the frames.
 
-    Both are ascending in (dataset, sequence) and (dataset, sequence, frame), whatever the order of the rows.
+    Both are ascending in (dataset, sequence) and (dataset, sequence, frame), whatever the order of the rows. `names`
+    are the sequences, `dataset/sequence`, by `video`. `pred_score` is NaN where a segment has no confidence.
     """
 
+    names: tuple[str, ...]
     video: np.ndarray
     moment: np.ndarray
+    frame: np.ndarray
     truth_class: np.ndarray
     truth_instance: np.ndarray
     pred_class: np.ndarray
     pred_track: np.ndarray
+    pred_score: np.ndarray
     pixels: np.ndarray
 
     @property
@@ -43,17 +47,32 @@ class Rows:
 
     def where(self, keep: np.ndarray) -> Rows:
         """The rows for which `keep` is true, with the same numbers of sequences and frames."""
-        return Rows(**{name: column[keep] for name, column in vars(self).items()})
+        columns = {name: column[keep] for name, column in vars(self).items() if name != "names"}
+        return Rows(self.names, **columns)
 
 
-def rows_of(table: pa.Table) -> Rows:
-    """A contingency table as int64 arrays."""
+def rows_of(table: pa.Table | Rows) -> Rows:
+    """A contingency table as int64 arrays; rows that are arrays already come back as they are.
+
+    Every metric begins with this, so it takes a table, and whoever computes several metrics makes the arrays once.
+    """
+    if isinstance(table, Rows):
+        return table
     names = pc.binary_join_element_wise(table["dataset"], table["sequence"], "/").combine_chunks().dictionary_encode()
-    rank = np.argsort(np.argsort(names.dictionary.to_numpy(zero_copy_only=False).astype(str)))
+    found = names.dictionary.to_numpy(zero_copy_only=False).astype(str)
+    rank = np.argsort(np.argsort(found))
     video = rank[names.indices.to_numpy()] if len(rank) else np.zeros(0, np.int64)
-    moment = group(video, table["frame"].to_numpy()).of_row
-    columns = ("truth_class", "truth_instance", "pred_class", "pred_track", "pixels")
-    return Rows(video, moment, *(table[name].to_numpy().astype(np.int64) for name in columns))
+    frame = table["frame"].to_numpy().astype(np.int64)
+    columns = ("truth_class", "truth_instance", "pred_class", "pred_track")
+    return Rows(
+        tuple(sorted(found.tolist())),
+        video,
+        group(video, frame).of_row,
+        frame,
+        *(table[name].to_numpy().astype(np.int64) for name in columns),
+        table["pred_score"].to_numpy(),
+        table["pixels"].to_numpy().astype(np.int64),
+    )
 
 
 @dataclass(frozen=True)

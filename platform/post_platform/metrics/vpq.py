@@ -11,6 +11,7 @@ Deviations: as for PQ; the class of a tube is part of its identity, not that of 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -41,5 +42,6 @@ def _windows(rows: Rows, frames: int) -> Rows:
     for back in range(frames):  # frames of a sequence have successive numbers
         start = rows.moment - back
         inside = (start >= first[rows.video]) & (start + frames - 1 <= last[rows.video])
-        copies.append(vars(rows.where(inside)) | {"moment": start[inside]})
-    return Rows(**{name: np.concatenate([copy[name] for copy in copies]) for name in copies[0]})
+        copies.append(replace(rows.where(inside), moment=start[inside]))
+    columns = [name for name in vars(rows) if name != "names"]
+    return Rows(rows.names, **{name: np.concatenate([vars(copy)[name] for copy in copies]) for name in columns})

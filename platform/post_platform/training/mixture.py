@@ -37,7 +37,7 @@ def draw_mixture(lines: Sequence[dict[str, Any]], plan: Plan) -> Figure:
         left.plot(steps[shown], realised * 100, color=color, label=f"{name} ({planned:.1%} planned)")
         left.axhline(planned * 100, color=color, linestyle="--", linewidth=0.8)
     left.set(xlabel="step", ylabel="share of all samples so far, %", title="shares: realised, and planned (dashed)")
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, left.get_ylim()[1] * 1.1)
     left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     passes = (running[-1] if len(lines) else np.zeros(len(plan.datasets))) / plan.frames
     bars = right.barh(plan.datasets, passes, color=[f"C{n % 10}" for n in range(len(plan.datasets))])
