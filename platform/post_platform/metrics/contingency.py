@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
         ("sequence", pa.string()),
         ("frame", pa.int32()),
         ("truth_class", pa.uint8()),
-        ("truth_instance", pa.uint16()),
+        ("truth_instance", pa.int32()),
         ("pred_class", pa.uint8()),
         ("pred_track", pa.int32()),
         ("pred_score", pa.float64()),
@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"format": "post-contingency/2"},
 )
+OVERLOOKED_CROWD = 65536  # truth instance: a crowd segment that a later one of its class hides from panopticapi
 _SMALL_LOOKUP = 1 << 17  # entries (1 MB) that are always cheap; beyond, a lookup table must not dwarf its input
 
 
@@ -74,7 +75,7 @@ def frame_table(
         pa.array([sequence] * count, pa.string()),
         np.full(count, frame, np.int32),
         truth[:, 0].astype(np.uint8),
-        truth[:, 1].astype(np.uint16),
+        truth[:, 1].astype(np.int32),
         pred[:, 0].astype(np.uint8),
         pred[:, 1].astype(np.int32),
         pa.array([pred_scores.get((c, t)) for c, t in pred.tolist()] if pred_scores else [None] * count, pa.float64()),

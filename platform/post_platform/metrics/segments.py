@@ -43,7 +43,7 @@ class Rows:
     @property
     def crowd(self) -> np.ndarray:
         """Rows whose truth is a thing without identity."""
-        return self.truth_instance == UNIDENTIFIED
+        return self.truth_instance >= UNIDENTIFIED
 
     def where(self, keep: np.ndarray) -> Rows:
         """The rows for which `keep` is true, with the same numbers of sequences and frames."""
@@ -63,15 +63,15 @@ def rows_of(table: pa.Table | Rows) -> Rows:
     rank = np.argsort(np.argsort(found))
     video = rank[names.indices.to_numpy()] if len(rank) else np.zeros(0, np.int64)
     frame = table["frame"].to_numpy().astype(np.int64)
-    columns = ("truth_class", "truth_instance", "pred_class", "pred_track")
+    counted = ("truth_class", "truth_instance", "pred_class", "pred_track", "pixels")
+    columns = {name: table[name].to_numpy().astype(np.int64) for name in counted}
     return Rows(
-        tuple(sorted(found.tolist())),
-        video,
-        group(video, frame).of_row,
-        frame,
-        *(table[name].to_numpy().astype(np.int64) for name in columns),
-        table["pred_score"].to_numpy(),
-        table["pixels"].to_numpy().astype(np.int64),
+        names=tuple(sorted(found.tolist())),
+        video=video,
+        moment=group(video, frame).of_row,
+        frame=frame,
+        pred_score=table["pred_score"].to_numpy(),
+        **columns,
     )
 
 
