@@ -5,17 +5,33 @@ import _paths  # noqa: F401, I001
 import argparse
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
-from post_platform.command import run
-from post_platform.metrics.contingency import frame_table, merge
-from post_platform.metrics.results import read_results, readable
-from post_platform.metrics.score import headline, score
+from post_platform.command import check_folder, run
+from post_platform.metrics import saved
+from post_platform.metrics.protocols import protocol_of
+from post_platform.metrics.results import count_results, read_results, readable, read_seqmap, within
+from post_platform.metrics.score import flat, headline, score
+
+LINE_EVERY = 15  # seconds, where there is no terminal for a progress bar
+SHOWN = {  # family -> what its table shows; the rest is in the JSON
+    "pq": ("pq", "sq", "rq", "tp", "fp", "fn"),
+    "miou": ("iou", "acc"),
+    "mots": ("sMOTSA", "MOTSA", "MOTSP", "TP", "FP", "FN", "IDS", "MT", "PT", "ML", "Frag"),
+    "hota": ("HOTA", "DetA", "AssA", "LocA"),
+    "identity": ("IDF1", "IDP", "IDR"),
+    "ap": ("AP", "AP50"),
+}
 
 
 def main() -> None:
@@ -23,67 +39,131 @@ def main() -> None:
         description=__doc__,
         epilog="example: python pipelines/score.py kitti_mots --truth instances_txt --predictions results",
     )
-    parser.add_argument("dataset", choices=readable(), metavar="DATASET", help=", ".join(readable()))
+    names = [*readable(), "tables"]
+    parser.add_argument("dataset", choices=names, metavar="DATASET", help=", ".join(names))
+    parser.add_argument("file", nargs="?", type=Path, metavar="F.parquet", help="after `tables`: what --tables wrote")
     parser.add_argument(
-        "--truth",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="labels in the official layout: a folder; of coco_panoptic the JSON, its PNGs beside it",
-    )
-    parser.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="results in the same layout")
+        "--truth", type=Path, metavar="PATH",
+        help="labels in the official layout: a folder; of JSON formats the JSON, its PNGs beside it",
+    )  # fmt: skip
+    parser.add_argument("--predictions", type=Path, metavar="PATH", help="results in the official format")
     parser.add_argument("--sequences", nargs="+", metavar="NAME", help="score these only (default: all of the truth)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores, undefined ones as null")
+    parser.add_argument("--seqmap", type=Path, metavar="F", help="score the sequences and frames that a seqmap lists")
+    parser.add_argument("--protocol", metavar="P", help="whose rules, where official tools differ (docs/scores.md)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes to count with (default: 1)")
+    parser.add_argument("--tables", type=Path, metavar="F.parquet", help="keep the contingency tables")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores, undefined ones as null")
     args = parser.parse_args()
-
-    results = read_results(args.dataset, args.truth, args.predictions, args.sequences)
-    errors = Console(stderr=True)
-    hidden = not sys.stderr.isatty()
-    frames = track(results.frames, "scoring", results.count, console=errors, disable=hidden, transient=True)
-    table = merge([frame_table(args.dataset, **vars(pair)) for pair in frames])
-    scores = score(table, results.contract) | (results.further() if results.further else {})
-    sequences = len(set(table["sequence"].to_pylist()))
-    best = headline(scores, results.contract)
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{args.dataset}: {results.count} frames, {sequences} sequences; values are ratios, IDS a count")
-    for shown in (_totals(scores), _per_class(scores)):
-        console.print(shown)
-    console.print(f"[bold]{results.contract.headline} {_text(results.contract.headline, best)}[/bold]")
+    for flag, file in (("--json", args.json), ("--tables", args.tables)):
+        if file:
+            check_folder(file.parent, flag)
+    if args.dataset == "tables":
+        if args.file is None or args.truth or args.predictions:
+            parser.error("after `tables` comes the one file that --tables wrote: score.py tables F.parquet")
+        reports = again(args)
+    else:
+        if args.file is not None or args.truth is None or args.predictions is None:
+            parser.error("--truth and --predictions are required")
+        if args.seqmap and args.sequences:
+            parser.error("--seqmap and --sequences both say what is scored; give one")
+        reports = [first(args)]
     if args.json:
-        report = {
-            "dataset": args.dataset,
-            "frames": results.count,
-            "sequences": sequences,
-            "headline": {"name": results.contract.headline, "value": best},
-            "scores": scores,
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        content = reports[0] if len(reports) == 1 else {"datasets": {report["dataset"]: report for report in reports}}
+        args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _totals(scores: dict[str, float | None]) -> Table:
-    shown = Table("score", "value", box=SIMPLE_HEAD)
-    for name, value in scores.items():
-        if "/" not in name:
-            shown.add_row(name, _text(name, value))
-    return shown
+def first(args: argparse.Namespace) -> dict:
+    """Count result files, score them and keep their tables."""
+    started = time.monotonic()
+    rules = protocol_of(args.dataset, args.protocol)
+    listed = read_seqmap(args.seqmap) if args.seqmap else None
+    results = read_results(args.dataset, args.truth, args.predictions, list(listed) if listed else args.sequences)
+    if listed:
+        results = within(results, listed, args.seqmap)
+    with progress(results.count) as update:
+        table = count_results(results, args.workers, update)
+    further = results.further() if results.further else {}
+    scoring = saved.Scoring(results.contract, results.count, len(results.counts), rules.name, further)
+    if args.tables:
+        saved.save(args.tables, table, scoring)
+    return report(table, scoring, started)
 
 
-def _per_class(scores: dict[str, float | None]) -> Table:
-    """One row per class that has a defined score; DetA and AssA are left to the JSON, to keep the table narrow."""
-    listed = dict.fromkeys(name.split("/", 1)[0] for name in scores if "/" in name)
-    metrics = [metric for metric in listed if metric not in ("DetA", "AssA")]
-    shown = Table("class", *metrics, box=SIMPLE_HEAD)
-    for name in dict.fromkeys(name.split("/", 1)[1] for name in scores if "/" in name):
-        values = {metric: scores.get(f"{metric}/{name}") for metric in metrics}
-        if any(values[metric] is not None for metric in metrics if metric != "IDS"):
-            shown.add_row(name, *(_text(metric, value) for metric, value in values.items()))
-    return shown
+def again(args: argparse.Namespace) -> list[dict]:
+    """Score saved tables, each dataset in them by the protocol that it was first scored by unless another is named."""
+    started = time.monotonic()
+    table, scorings = saved.load(args.file)
+    chosen = [protocol_of(found.contract.dataset, args.protocol or found.protocol).name for found in scorings]
+    return [report(table, replace(found, protocol=name), started) for found, name in zip(scorings, chosen, strict=True)]
 
 
-def _text(name: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}" if name == "IDS" else f"{value:.4f}"
+def report(table: pa.Table, scoring: saved.Scoring, started: float) -> dict:
+    """Print the scores of one dataset; returns them as `--json` writes them."""
+    contract = scoring.contract
+    rules = protocol_of(contract.dataset, scoring.protocol)
+    families = score(table, contract, rules, scoring.further)
+    best = headline(flat(families), contract)
+    seconds = time.monotonic() - started
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(
+        f"{contract.dataset}: {scoring.frames} frames of {scoring.sequences} sequences, by the rules of "
+        f"{scoring.protocol}, {seconds:.1f} s; ratios, and counts"
+    )
+    for family, found in families.items():
+        for shown in shown_tables(family, found):
+            console.print(shown)
+    console.print(f"[bold]{contract.headline} {text(best)}[/bold]")
+    return {
+        "dataset": contract.dataset,
+        "protocol": scoring.protocol,
+        "headline": {"name": contract.headline, "value": best},
+        "metrics": families,
+        "frames": scoring.frames,
+        "sequences": scoring.sequences,
+        "seconds": round(seconds, 3),
+    }
+
+
+def shown_tables(family: str, found: dict) -> Iterator[Table]:
+    """The tables of one family: its totals, then one row per class that has a defined value."""
+    columns, only_classes = SHOWN.get(family, ()), family in ("mots", "hota", "identity")
+    by_class = found if only_classes else found.get("per_class", {})
+    by_class = {name: values for name, values in by_class.items() if any(values[column] for column in columns)}
+    totals = {} if only_classes else {"all": {name: v for name, v in found.items() if not isinstance(v, dict)}}
+    groups = {group.lower(): found[group] for group in ("All", "Things", "Stuff") if group in found}
+    for title, rows in ((family, totals | groups), (f"{family}, by class", by_class)):
+        names = columns if rows is by_class else next(iter(rows.values()), ())
+        if names and rows:
+            table = Table(title, *names, box=SIMPLE_HEAD)
+            for name, values in rows.items():
+                table.add_row(name, *(text(values[column]) for column in names))
+            yield table
+
+
+def text(value: float | None) -> str:
+    """A ratio with four digits, a count as it is, a dash for what is undefined."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, elsewhere a line every 15 seconds; yields what is told the frames done."""
+    if sys.stderr.isatty():
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("counting", total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    started = last = time.monotonic()
+
+    def line(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > LINE_EVERY:
+            last = now
+            left = (now - started) / done * (total - done)
+            print(f"{done} of {total} frames counted, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    yield line
 
 
 if __name__ == "__main__":

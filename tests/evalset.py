@@ -34,3 +34,20 @@ def maps(sequence, frame):
 @cache
 def table(dataset="kitti_step") -> pa.Table:
     return merge([frame_table(dataset, s, f, *maps(s, f)) for s in SEQUENCES for f in FRAMES])
+
+
+@cache
+def scored_table() -> pa.Table:
+    """The same with the confidence of every predicted thing."""
+    confidences = json.loads((FOLDER / "scores.json").read_text())
+    return merge(
+        [
+            frame_table("kitti_step", s, f, *maps(s, f), _scores(confidences[f"{s}/{f:06d}"]))
+            for s in SEQUENCES
+            for f in FRAMES
+        ]
+    )
+
+
+def _scores(listed):
+    return {tuple(int(part) for part in name.split("/")): score for name, score in listed.items()}

@@ -108,9 +108,10 @@ def test_more_than_twenty_proposals_are_refused(source, tmp_path):
             numbers = 1 + step * frame + np.arange(12).reshape(3, 4)
             palette(tmp_path / f"results/{sequence}/{frame:05d}.png", numbers)
     results = read_results("davis_unsup", source / "DAVIS/Annotations_unsupervised/480p", tmp_path / "results")
-    assert [next(results.frames).sequence for _ in range(4)] == ["camel", "camel", "camel", "dog"]
+    frames = results.frames
+    assert [next(frames).sequence for _ in range(4)] == ["camel", "camel", "camel", "dog"]
     with pytest.raises(DataError, match=r"results/dog: more than 20 proposals"):
-        next(results.frames)
+        next(frames)
     with pytest.raises(DataError, match=r"results/dog: more than 20 proposals"):
         results.further()
 

@@ -1,5 +1,7 @@
 """Masks of the official files: what pycocotools writes is read back, and nothing else is believed."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from post_platform.datasets.masks import decode_mask, encode_mask
+from post_platform.datasets.masks import decode_mask, encode_mask, run_lengths
 from post_platform.errors import DataError
 
 SIDES = st.integers(1, 40)
@@ -78,3 +80,52 @@ def test_any_text_gives_a_mask_or_one_error(text):
     except DataError as error:
         shape = (3, 5) if str(error).startswith("here: ") else error
     assert shape == (3, 5)
+
+
+def one_by_one(texts, height, width):
+    """What `decode_mask` makes of each text, or the error of the first that is no mask."""
+    try:
+        return [decode_mask(text, height, width, f"mask {place}").tolist() for place, text in enumerate(texts)]
+    except DataError as error:
+        return str(error)
+
+
+def all_at_once(texts, height, width):
+    count = len(texts)
+    try:
+        runs, edges = run_lengths(texts, [height] * count, [width] * count, [f"mask {n}" for n in range(count)])
+    except DataError as error:
+        return str(error)
+    parts = [runs[first:last] for first, last in pairwise(edges)]
+    return [np.repeat([False, True] * len(part), part.ravel()).reshape(width, height).T.tolist() for part in parts]
+
+
+RANDOM_MASKS = arrays.arrays(bool, (3, 5)).map(encode_mask)
+ANY_TEXT = st.text(max_size=12) | st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=12)
+
+
+@given(st.lists(RANDOM_MASKS, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_many_masks_are_those_of_one_by_one(texts):
+    assert all_at_once(texts, 3, 5) == one_by_one(texts, 3, 5)
+    assert isinstance(one_by_one(texts, 3, 5), list)
+
+
+@given(
+    st.lists(RANDOM_MASKS | ANY_TEXT, min_size=1, max_size=4), st.sampled_from([(3, 5), (5, 4), (0, 3), (1 << 20, 64)])
+)
+@settings(max_examples=300, deadline=None)
+def test_the_first_of_many_that_is_no_mask_is_named(texts, size):
+    assert all_at_once(texts, *size) == one_by_one(texts, *size)
+
+
+def test_large_masks_of_many_sizes():
+    """Numbers of several characters, up and down: stripes of growing width in images of two sizes."""
+    random = np.random.default_rng(0)
+    masks = [np.repeat(np.arange(n) % 2 == 1, random.integers(1, 5000, n)) for n in range(1, 40)]
+    images = [mask.reshape(-1, 1) if n % 2 else mask.reshape(1, -1) for n, mask in enumerate(masks)]
+    texts, where = [encode_mask(image) for image in images], [str(n) for n in range(len(images))]
+    runs, edges = run_lengths(texts, *zip(*(image.shape for image in images), strict=True), where)
+    for image, first, last in zip(images, edges[:-1], edges[1:], strict=True):
+        found = np.repeat([False, True] * int(last - first), runs[first:last].ravel())
+        np.testing.assert_array_equal(found, image.ravel())

@@ -1,140 +1,185 @@
-import numpy as np
-import pytest
-from evalset import CAR, EXPECTED, PERSON, table
-from rectangles import VOID, car, frame, history, video
+"""MOTS scores: parity with mots_tools and TrackEval on the evaluation set and on edge cases, and cases by hand."""
 
-from post_platform.metrics.mots import MotsCounts, count_tracks
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from evalset import CAR, PERSON, table
+from official_bytes import compressed
+from rectangles import VOID, car, frame, history, video
+from track_cases import (
+    EDGE_CASES,
+    EDGE_FRAMES,
+    EVALSET,
+    HALF,
+    as_mots_tools,
+    as_trackeval,
+    assert_equals_mots_tools,
+    assert_equals_trackeval,
+    of_sequence,
+)
+
+from post_platform.errors import DataError
+from post_platform.metrics.contingency import frame_table, merge
+from post_platform.metrics.mots import events, report
+from post_platform.metrics.results import read_results
+from post_platform.metrics.segments import rows_of
+from post_platform.metrics.similarity import objects_of
+
+RULES = ("mots_tools", "trackeval")
 
 
 @pytest.mark.parametrize(("name", "native"), [("car", CAR), ("pedestrian", PERSON)])
 @pytest.mark.parametrize("sequence", ["all", "0002", "0006"])
 def test_equals_mots_tools(name, native, sequence):
-    rows = (
-        table()
-        if sequence == "all"
-        else table().filter(np.equal(table()["sequence"].to_numpy(zero_copy_only=False), sequence))
-    )
-    expected, found = EXPECTED["mots_tools"][name][sequence], count_tracks(rows, native)
-    assert_equal_to_mots_tools(found, expected)
+    rows, frames = (table(), 40) if sequence == "all" else (of_sequence(table(), sequence), 20)
+    assert_equals_mots_tools(as_mots_tools(rows, native, frames), EVALSET["mots_tools"][name][sequence])
 
 
-def assert_equal_to_mots_tools(found: MotsCounts, expected: dict):
-    keys = ("tp", "fp", "fn", "n_itr", "id_switches", "fragments", "n_gt", "n_gt_trajectories")
-    ours = (
-        found.tp,
-        found.fp,
-        found.fn,
-        found.ignored,
-        found.id_switches,
-        found.fragments,
-        found.objects,
-        found.tracks,
-    )
-    assert dict(zip(keys, ours, strict=True)) == {key: expected[key] for key in keys}
-    scores = {
-        "sMOTSA": found.smotsa,
-        "MOTSA": found.motsa,
-        "MOTSP": found.motsp,
-        "MOTSAL": found.motsal,
-        "recall": found.recall if found.tp else 0.0,
-        "precision": found.precision if found.tp else 0.0,
-        "MT": found.mostly_tracked / max(found.tracks, 1),
-        "PT": found.partly_tracked / max(found.tracks, 1),
-        "ML": found.mostly_lost / max(found.tracks, 1),
-    }
-    for key, value in scores.items():  # infinity there is None here
-        want = None if expected[key] in ("inf", "-inf") else pytest.approx(expected[key], abs=1e-9)
-        assert value == want, key
-    if "MODSA" in expected:
-        assert found.modsa == pytest.approx(expected["MODSA"], abs=1e-9)
-        assert found.iou == pytest.approx(expected["total_cost"], abs=1e-9)
+@pytest.mark.parametrize(("name", "native"), [("car", CAR), ("pedestrian", PERSON)])
+@pytest.mark.parametrize("sequence", ["COMBINED", "0002", "0006"])
+def test_equals_clear_of_trackeval(name, native, sequence):
+    combined = sequence == "COMBINED"
+    rows, frames = (table(), 40) if combined else (of_sequence(table(), sequence), 20)
+    expected = {"CLEAR": EVALSET["trackeval"][name][sequence]["CLEAR"]}
+    assert_equals_trackeval(as_trackeval(rows, native, frames), expected, combined)
 
 
-IGNORE = (VOID, 0, 10, 10, 40, 40)
-# (frames of (truth, prediction), what mots_tools says of class 1)
-DEFAULTS = {
-    "tp": 0, "fp": 0, "fn": 0, "id_switches": 0, "fragments": 0, "n_gt": 0, "n_itr": 0, "n_gt_trajectories": 0,
-    "MOTSA": "-inf", "sMOTSA": "-inf", "MOTSP": "inf", "MOTSAL": "-inf", "MT": 0, "PT": 0, "ML": 0,
-    "recall": 0, "precision": 0,
-}  # fmt: skip
-NOTHING_FOUND = {"n_gt_trajectories": 1, "MOTSA": 0, "sMOTSA": 0, "MOTSAL": 0, "ML": 1}
-ALL_FOUND = {"n_gt_trajectories": 1, "MOTSP": 1, "MT": 1, "recall": 1, "precision": 1}
-CASES = {
-    "perfect 3 frames": (
-        history([1, 1, 1]),
-        ALL_FOUND | {"tp": 3, "n_gt": 3, "MOTSA": 1, "sMOTSA": 1, "MOTSAL": 1},
-    ),
-    "empty predictions": (history([0, 0, 0]), NOTHING_FOUND | {"fn": 3, "n_gt": 3}),
-    "empty truth": ([([], [car(1)])] * 3, {"fp": 3}),
-    "both empty": ([([], [])] * 3, {}),
-    "IoU exactly 0.5": (
-        [([car(1)], [(1, 1, 10, 10, 40, 20)])],
-        {"fp": 1, "fn": 1, "n_gt": 1, "n_gt_trajectories": 1, "MOTSA": -1, "sMOTSA": -1, "MOTSAL": -1, "ML": 1},
-    ),
-    "only ignore region, prediction inside": ([([IGNORE], [(1, 1, 12, 12, 20, 20)])], {"n_itr": 1}),
-    "prediction exactly half in ignore": ([([IGNORE], [(1, 1, 10, 30, 40, 40)])], {"fp": 1}),
-    "switch to B and back to A": (
-        history([1, 1, 2, 2, 1, 1]),
-        ALL_FOUND | {
-            "tp": 6, "id_switches": 2, "fragments": 2, "n_gt": 6, "MOTSA": 2 / 3, "sMOTSA": 2 / 3,
-            "MOTSAL": 0.9498283340560031,
-        },
-    ),
-    "new id after a gap": (
-        history([1, 1, 0, 0, 2, 2]),
-        ALL_FOUND | {
-            "tp": 4, "fn": 2, "id_switches": 1, "fragments": 1, "n_gt": 6, "MOTSA": 0.5, "sMOTSA": 0.5,
-            "MOTSAL": 2 / 3, "MT": 0, "PT": 1, "recall": 2 / 3,
-        },
-    ),
-    "same id after a gap": (
-        history([1, 1, 0, 0, 1, 1]),
-        ALL_FOUND | {
-            "tp": 4, "fn": 2, "fragments": 1, "n_gt": 6, "MOTSA": 2 / 3, "sMOTSA": 2 / 3,
-            "MOTSAL": 2 / 3, "MT": 0, "PT": 1, "recall": 2 / 3,
-        },
-    ),
-    "wrong class": ([([car(1)], [car(1, native=2)])], NOTHING_FOUND | {"fn": 1, "n_gt": 1}),
-    "tracked in exactly 80 %": (
-        history([1, 1, 1, 1, 0]),
-        ALL_FOUND | {
-            "tp": 4, "fn": 1, "n_gt": 5, "MOTSA": 0.8, "sMOTSA": 0.8,
-            "MOTSAL": 0.8, "MT": 0, "PT": 1, "recall": 0.8,
-        },
-    ),
-    "tracked in exactly 20 %": (
-        history([1, 0, 0, 0, 0]),
-        ALL_FOUND | {
-            "tp": 1, "fn": 4, "n_gt": 5, "MOTSA": 0.2, "sMOTSA": 0.2,
-            "MOTSAL": 0.2, "MT": 0, "PT": 1, "recall": 0.2,
-        },
-    ),
-}  # fmt: skip
+def test_every_edge_case_is_here():
+    assert EDGE_CASES.keys() == EDGE_FRAMES.keys() | {"overlapping masks in predictions"}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_edge_cases_equal_mots_tools(case):
-    frames, expected = CASES[case]
-    found = count_tracks(video(frames), 1)
-    assert_equal_to_mots_tools(found, DEFAULTS | expected)
+@pytest.mark.parametrize("case", EDGE_FRAMES)
+def test_edge_cases_equal_both_tools(case):
+    rows, frames = video(EDGE_FRAMES[case]), len(EDGE_FRAMES[case])
+    assert_equals_mots_tools(as_mots_tools(rows, 1, frames), EDGE_CASES[case]["mots_tools"])
+    found, expected = as_trackeval(rows, 1, frames)["CLEAR"], EDGE_CASES[case]["trackeval"]
+    shown = {name: value for name, value in expected.items() if name in found}
+    assert_equals_trackeval({"CLEAR": found}, {"CLEAR": shown}, combined=False)
 
 
-def test_crowd_of_any_class_is_ignored():
-    found = count_tracks(frame(0, [(2, 65535, 10, 10, 40, 40)], [(1, 1, 12, 12, 20, 20)]), 1)
-    assert (found.fp, found.ignored) == (0, 1)
+def test_overlapping_masks_are_an_error_of_the_reader(tmp_path):
+    """mots_tools scores them, with a false positive; TrackEval refuses them too."""
+    for side, objects in (("gt", [car(1)]), ("pred", [car(1), (1, 2, *HALF[2:])])):
+        (tmp_path / side).mkdir()
+        masks = []
+        for native, identity, y, x, height, width in objects:
+            mask = np.zeros((100, 100), np.uint8)
+            mask[y : y + height, x : x + width] = 1
+            masks.append(f"0 {native * 1000 + identity} {native} 100 100 {compressed(mask)}")
+        (tmp_path / side / "0000.txt").write_text("\n".join(masks))
+    with pytest.raises(DataError, match=r"0000\.txt, line 2: the mask of object 1002 overlaps object 1001"):
+        list(read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred").frames)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_crowd_of_any_class_is_ignored(rule):
+    for instance in (65535, 65536):
+        found = report(frame(0, [(2, instance, 10, 10, 40, 40)], [(1, 1, 12, 12, 20, 20)]), 1, rule)
+        assert (found["FP"], found["ignored"], found["objects"]) == (0, 1, 0)
+    assert report(frame(0, [(1, 65536, 10, 10, 40, 40)], []), 1, rule)["objects"] == 0
+
+
+def test_a_match_is_kept_in_an_ignore_region_and_a_stray_is_dropped():
+    """A predicted car on a true one that lies in void all around it, and another one in the void."""
+    around = (VOID, 0, 0, 0, 60, 60)
+    found = objects_of(frame(0, [around, car(1)], [car(5), (1, 6, 0, 0, 9, 9)]), 1)
+    assert (found.pred.identity.tolist(), found.ignored.identity.tolist()) == ([5], [6])
+    assert found.iou.tolist() == [1.0]
 
 
 def test_a_pixel_without_identity_is_no_object():
-    assert count_tracks(frame(0, [car(1)], [car(0)]), 1) == MotsCounts(fn=1, tracks=1, mostly_lost=1)
+    found = report(frame(0, [car(1)], [car(0)]), 1)
+    assert (found["FN"], found["FP"], found["ignored"], found["ML"]) == (1, 0, 0, 1)
 
 
 def test_order_of_rows_does_not_matter():
     shuffled = table().take(np.random.default_rng(0).permutation(table().num_rows))
-    assert count_tracks(shuffled, CAR) == count_tracks(table(), CAR)
+    for rule in RULES:
+        assert report(shuffled, CAR, rule) == report(table(), CAR, rule)
+        assert events(shuffled, CAR, rule).equals(events(table(), CAR, rule))
+
+
+def test_prepared_objects_give_the_same_and_know_their_class():
+    objects = objects_of(rows_of(table()), CAR)
+    assert report(objects, CAR) == report(table(), CAR)
+    with pytest.raises(AssertionError, match="objects of class 13, not 11"):
+        report(objects, PERSON)
 
 
 def test_fragments_keep_the_oddities_of_mots_tools():
     """The last frame of an object counts although it is its first match; the same match earlier does not."""
-    late = count_tracks(video(history([0, 0, 5])), 1)
-    early = count_tracks(video(history([0, 5, 5])), 1)
-    assert (late.fragments, early.fragments) == (1, 0)
+    late, early = report(video(history([0, 0, 5])), 1), report(video(history([0, 5, 5])), 1)
+    assert (late["Frag"], early["Frag"]) == (1, 0)
+
+
+def test_fragments_keep_the_oddity_of_trackeval():
+    """A gap of an only object does not count, unless the tracker finds something else meanwhile."""
+    elsewhere = [(1, 9, 60, 60, 10, 10)]
+    alone, accompanied = history([1, 0, 1]), [([car(1)], [car(1)]), ([car(1)], elsewhere), ([car(1)], [car(1)])]
+    assert [report(video(frames), 1, "trackeval")["Frag"] for frames in (alone, accompanied)] == [0, 1]
+
+
+LEFT, RIGHT = (10, 10, 40, 20), (10, 30, 40, 20)
+
+
+@pytest.mark.parametrize(("before", "expected"), [(1, 1), (2, 2)])
+def test_of_two_halves_the_one_that_goes_on_matches(before, expected):
+    """TrackEval's rule: both halves have an IoU of 0.5, and the track of the frame before is preferred."""
+    frames = [([car(1)], [car(before)]), ([car(1)], [(1, 1, *LEFT), (1, 2, *RIGHT)])]
+    found = events(video(frames), 1, "trackeval").to_pylist()
+    assert [(row["kind"], row["pred_track"]) for row in found if row["frame"] == 1] == [
+        ("match", expected),
+        ("false positive", 3 - expected),
+    ]
+    assert report(video(frames), 1, "mots_tools")["TP"] == 1
+
+
+def test_one_prediction_over_two_objects_matches_one():
+    """The truth's halves: one is matched and one missed, under TrackEval's rule alone."""
+    rows = frame(0, [(1, 1, *LEFT), (1, 2, *RIGHT)], [car(7)])
+    found = report(rows, 1, "trackeval")
+    assert (found["TP"], found["FN"], found["FP"], found["sMOTSA"]) == (1, 1, 0, 0.25)
+    assert (report(rows, 1)["TP"], report(rows, 1)["FP"]) == (0, 1)
+
+
+def test_events_tell_what_became_of_each_object():
+    frames = [
+        ([car(1)], [car(5)]),
+        ([car(1)], [car(6), (1, 7, 60, 60, 10, 10)]),
+        ([car(1), (VOID, 0, 60, 0, 20, 20)], [(1, 8, 62, 2, 9, 9)]),
+        ([], []),
+    ]
+    found = events(video(frames), 1)
+    assert [tuple(row.values()) for row in found.to_pylist()] == [
+        ("d/0000", 0, "match", 1, 5, 1.0),
+        ("d/0000", 1, "switch", 1, 6, 1.0),
+        ("d/0000", 1, "false positive", 0, 7, 0.0),
+        ("d/0000", 2, "miss", 1, 0, 0.0),
+        ("d/0000", 2, "ignored", 0, 8, 0.0),
+    ]
+    assert events(table(), 99).schema.equals(found.schema)
+    assert events(table(), 99).num_rows == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("native", [CAR, PERSON])
+def test_events_count_as_the_report(rule, native):
+    happened, found = events(table(), native, rule), report(table(), native, rule)
+    kinds = {row["values"]: row["counts"] for row in pc.value_counts(happened["kind"]).to_pylist()}
+    assert kinds == {
+        "match": found["TP"] - found["IDS"], "switch": found["IDS"], "miss": found["FN"],
+        "false positive": found["FP"], "ignored": found["ignored"],
+    }  # fmt: skip
+    assert pc.sum(happened["iou"]).as_py() / found["TP"] == pytest.approx(found["MOTSP"], abs=1e-12)
+
+
+def test_a_table_without_rows_or_without_objects():
+    empty, nothing = merge([]), frame_table("d", "0000", 0, *np.zeros((4, 2, 2), np.int32))
+    for rule in RULES:
+        found = report(empty, 1, rule)
+        assert report(nothing, 1, rule) == found
+        assert {name for name, value in found.items() if value is None} == {
+            "sMOTSA", "MOTSA", "MOTSP", "MODSA", "MOTSAL", "recall", "precision", "F1",
+        }  # fmt: skip
+        assert not any(found.values())
+    assert events(empty, 1).num_rows == 0

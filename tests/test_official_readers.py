@@ -15,15 +15,14 @@ import test_youtube_vis
 import trackeval
 from official_bytes import run_lengths, through_a_shard
 from pycocotools import mask as coco_mask
+from scored import scores
 from trackeval.datasets.rob_mots import RobMOTS
 from trackeval.metrics.j_and_f import JAndF
 from trackeval.metrics.track_map import TrackMAP
 
 from post_platform.labels import load_contract
-from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.davis_j_and_f import Frame, boundary, j_and_f
-from post_platform.metrics.results import ResultFrame, read_results, write_results
-from post_platform.metrics.score import score
+from post_platform.metrics.results import ResultFrame, write_results
 
 QUIET = {"PRINT_CONFIG": False, "TRACKERS_TO_EVAL": ["ours"]}
 
@@ -54,12 +53,6 @@ def moved(frame):
     """Objects a pixel to the right: some still match."""
     maps = {name: np.roll(getattr(frame, name), 1, axis=1) for name in ("classes", "tracks")}
     return ResultFrame(frame.sequence, frame.frame, maps["classes"], maps["tracks"], {"native": frame.meta["native"]})
-
-
-def our_scores(dataset, truth, predictions, sequences=None):
-    results = read_results(dataset, truth, predictions, sequences)
-    table = merge([frame_table(dataset, **vars(pair)) for pair in results.frames])
-    return score(table, results.contract) | (results.further() if results.further else {})
 
 
 def official_masks(dataset, sequence):
@@ -131,7 +124,7 @@ def test_mots(dataset, change, tmp_path):
         known = [{n: m for n, m in found.items() if n < 10000} for found in official_masks(official, sequence)]
         assert_same_masks(known, own)
     found = evaluate(official, [trackeval.metrics.HOTA(), trackeval.metrics.CLEAR(), trackeval.metrics.Identity()])
-    ours = our_scores(dataset, truth, tmp_path / "ours/data")
+    ours = scores(dataset, truth, tmp_path / "ours/data")
     for entry in load_contract(dataset).classes:
         theirs = found[entry.name]
         expected = {
@@ -170,7 +163,7 @@ def test_rob_mots_truth_and_perfect_result(tmp_path):
             np.testing.assert_array_equal(painted, frame.classes)
             np.testing.assert_array_equal(numbers, frame.tracks)
     found = evaluate(official, [trackeval.metrics.HOTA()])
-    ours = our_scores("rob_mots", truth / "train", tmp_path / "trackers/train/ours", [f.sequence for f in frames[::3]])
+    ours = scores("rob_mots", truth / "train", tmp_path / "trackers/train/ours", [f.sequence for f in frames[::3]])
     for name in ("person", "car"):
         assert found[name]["HOTA"]["HOTA"].mean() == pytest.approx(1.0, abs=1e-9)
         assert ours[f"HOTA/{name}"] == pytest.approx(1.0, abs=1e-9)
@@ -207,7 +200,7 @@ def test_davis_j_and_f(seed, tmp_path):
     metric = JAndF()
     metric.optim_type = "J&F"  # as the benchmark's own tool
     found = evaluate(official, [metric])["general"]["JAndF"]
-    ours = our_scores("davis_unsup", tmp_path / "gt", tmp_path / "trackers/ours/data")
+    ours = scores("davis_unsup", tmp_path / "gt", tmp_path / "trackers/ours/data")
     for name, theirs in (("J&F", "J&F"), ("J", "J-Mean"), ("F", "F-Mean")):
         assert ours[name] == pytest.approx(float(found[theirs]), abs=1e-12), name
 
@@ -291,7 +284,7 @@ def test_youtube_vis_average_precision(seed, tmp_path):
         **QUIET, "GT_FOLDER": f"{tmp_path}/gt/", "TRACKERS_FOLDER": f"{tmp_path}/trackers/", "SPLIT_TO_EVAL": "train",
     })  # fmt: skip
     found = evaluate(official, [TrackMAP({"USE_TIME_RANGES": False, "USE_AREA_RANGES": False, "PRINT_CONFIG": False})])
-    ours = our_scores(
+    ours = scores(
         "youtube_vis_2019",
         tmp_path / "gt/youtube_vis_train/train.json",
         tmp_path / "trackers/youtube_vis_train/ours/data",

@@ -8,24 +8,16 @@ import pytest
 from evalset import CAR, EXPECTED, FOLDER, FRAMES, PERSON, SEQUENCES, maps, step_maps, table
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scored import scores
 
 from post_platform.errors import ConfigError, DataError
-from post_platform.labels import DATASETS
-from post_platform.metrics.contingency import frame_table, merge
+from post_platform.labels import DATASETS, load_contract
 from post_platform.metrics.results import read_results, readable
-from post_platform.metrics.score import score
-
-
-def scores(dataset, truth, predictions, sequences=None):
-    results = read_results(dataset, truth, predictions, sequences)
-    tables = [frame_table(dataset, **vars(pair)) for pair in results.frames]
-    assert len(tables) == results.count
-    return score(merge(tables), results.contract)
+from post_platform.metrics.score import flat, score
 
 
 def test_each_file_is_a_dataset():
-    assert set(readable()) <= set(DATASETS)
-    assert {"coco_panoptic", "kitti_mots", "kitti_step"} <= set(readable())
+    assert set(readable()) == {*DATASETS, "coco_instances"}
     with pytest.raises(ConfigError, match=r"no reader of 'kitti_mot' results; did you mean kitti_mots"):
         read_results("kitti_mot", FOLDER, FOLDER)
 
@@ -59,7 +51,7 @@ def test_kitti_mots_folders_of_pngs(tmp_path):
 
 
 def test_kitti_step_folders():
-    expected = score(table(), read_results("kitti_step", FOLDER / "step_gt", FOLDER / "step_pred").contract)
+    expected = flat(score(table(), load_contract("kitti_step")))
     assert scores("kitti_step", FOLDER / "step_gt", FOLDER / "step_pred") == expected
     assert expected["STQ"] == pytest.approx(EXPECTED["deeplab2"]["STQ"], abs=1e-6)
 
@@ -235,13 +227,12 @@ def test_true_ids_must_tell_their_class(tmp_path):
 
 def test_an_empty_text_says_that_nothing_was_found(tmp_path):
     found = scores("kitti_mots", *mots_folders(tmp_path, [CAR_LINE], []))
-    assert (found["MOTSA/car"], found["PQ/car"], found["MOTSP/car"]) == (0.0, 0.0, None)
+    assert (found["MOTSA/car"], found["HOTA/car"], found["MOTSP/car"]) == (0.0, 0.0, None)
 
 
 def test_a_frame_without_truth_is_a_false_positive(tmp_path):
     found = scores("kitti_mots", *mots_folders(tmp_path, [CAR_LINE], [CAR_LINE, f"1 1001 1 20 30 {rle(2, 2, 8, 8)}"]))
-    assert found["MOTSA/car"] == 0.0
-    assert found["PQ/car"] == 1 / 1.5
+    assert (found["MOTSA/car"], found["MOTSP/car"], found["IDF1/car"]) == (0.0, 1.0, 1 / 1.5)
 
 
 def test_a_result_may_number_its_tracks_freely(tmp_path):
@@ -301,5 +292,5 @@ def test_missing_folders_and_sequences(tmp_path):
 
 def test_the_reader_and_the_reference_decode_alike():
     pair = next(read_results("kitti_step", FOLDER / "step_gt", FOLDER / "step_pred").frames)
-    for ours, theirs in zip(list(vars(pair).values())[2:], maps("0002", 0), strict=True):
+    for ours, theirs in zip(list(vars(pair).values())[2:6], maps("0002", 0), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import test_mots20
 import trackeval
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from official_bytes import compressed, write
 from PIL import Image
 
+from post_platform.datasets.masks import encode_mask
 from post_platform.errors import DataError
 from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.results import ResultFrame, read_results, write_results
@@ -27,7 +31,7 @@ LINES = [  # runs down the columns, a digit each; 7 has 0, 1, 1, 1, 5: the last 
 
 def scores(dataset, truth, predictions):
     results = read_results(dataset, truth, predictions)
-    return score(merge([frame_table(dataset, **vars(pair)) for pair in results.frames]), results.contract)
+    return score(merge([pair.table(dataset) for pair in results.read(list(results.counts))]), results.contract)
 
 
 def test_the_lines_of_a_label(tmp_path):
@@ -82,7 +86,7 @@ def test_more_than_a_thousand_tracks_of_a_class(tmp_path):
         data = official.get_preprocessed_seq_data(raw, name)
         theirs = trackeval.metrics.CLEAR({"PRINT_CONFIG": False}).eval_sequence(data)
         assert (theirs["CLR_TP"], theirs["CLR_FP"], theirs["MOTA"]) == (1, 1119, -1118.0)
-        assert ours[f"MOTSA/{name}"] == -1118.0
+        assert ours["mots"][name]["MOTSA"] == -1118.0
 
 
 def test_truth_that_was_not_unpacked_is_not_a_sequence_in_which_nothing_is(tmp_path):
@@ -90,7 +94,7 @@ def test_truth_that_was_not_unpacked_is_not_a_sequence_in_which_nothing_is(tmp_p
     truth = test_mots20.write_source(tmp_path) / "MOTS/train"
     for name in ("MOTS20-02", "MOTS20-05"):
         write(tmp_path / f"pred/{name}.txt", "")
-    assert scores("mots20", truth, tmp_path / "pred")["MOTSA"] == 0.0
+    assert scores("mots20", truth, tmp_path / "pred")["mots"]["pedestrian"]["MOTSA"] == 0.0
     (truth / "MOTS20-02/gt/gt.txt").unlink()
     with pytest.raises(DataError, match=r"MOTS20-02: has neither gt/gt.txt nor a PNG named after its frame"):
         scores("mots20", truth, tmp_path / "pred")
@@ -102,8 +106,8 @@ def test_flat_truth_and_what_macos_leaves_beside_it(tmp_path):
         (tmp_path / "flat").mkdir(exist_ok=True)
         shutil.copy(source / f"MOTS/train/{name}/gt/gt.txt", tmp_path / f"flat/{name}.txt")
     (tmp_path / "flat/._MOTS20-02.txt").write_bytes(b"\x00\x05\x16\x07")
-    assert scores("mots20", source / "MOTS/train", tmp_path / "flat")["sMOTSA"] == 1.0
-    assert scores("mots20", tmp_path / "flat", tmp_path / "flat")["sMOTSA"] == 1.0
+    assert scores("mots20", source / "MOTS/train", tmp_path / "flat")["mots"]["pedestrian"]["sMOTSA"] == 1.0
+    assert scores("mots20", tmp_path / "flat", tmp_path / "flat")["mots"]["pedestrian"]["sMOTSA"] == 1.0
 
 
 def test_the_pixels_of_a_step_result(tmp_path):
@@ -128,3 +132,79 @@ def test_what_a_step_result_cannot_say(tmp_path, classes, tracks, message):
     frame = ResultFrame("0002", 1, np.array(classes, np.uint8), np.array(tracks), {})
     with pytest.raises(DataError, match=message):
         write_results("motchallenge_step", [frame], tmp_path)
+
+
+OBJECTS = [(1, 1000), (1, 1999), (2, 2000), (2, 2007), (10, 10000)]  # class and id, by the value of a pixel less one
+SIDE = arrays.arrays(np.uint8, (4, 6), elements=st.integers(0, len(OBJECTS)))
+
+
+def text_of(frames):
+    return "".join(
+        f"{frame} {number} {native} 4 6 {encode_mask(image == value)}\n"
+        for frame, image in enumerate(frames)
+        for value, (native, number) in enumerate(OBJECTS, start=1)
+        if (image == value).any()
+    )
+
+
+def by_pixels(frame, truth, pred):
+    """The table of the painted frame; what is listed first: background."""
+    classes, numbers = np.array([(0, -1), *OBJECTS]).T
+    judged, instances = np.where(classes == 10, 255, classes), np.where(classes % 10 > 0, numbers % 1000 + 1, 0)
+    said, tracks = np.where(classes == 10, 0, classes), np.where(classes == 10, 0, numbers + 1)
+    return frame_table("kitti_mots", "0002", frame, judged[truth], instances[truth], said[pred], tracks[pred])
+
+
+@given(st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_the_tables_of_runs_are_those_of_pixels(tmp_path_factory, frames):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, side in zip(("gt", "pred"), zip(*frames, strict=True), strict=True):
+        write(folder / name / "0002.txt", text_of(side))
+    results = read_results("kitti_mots", folder / "gt", folder / "pred")
+    tables = {pair.frame: pair.table("kitti_mots") for pair in results.read(["0002"])}
+    named = [frame for frame, (truth, pred) in enumerate(frames) if truth.any() or pred.any()]
+    assert list(tables) == named
+    assert results.counts == {"0002": len(named)}
+    for frame in named:
+        assert tables[frame].equals(by_pixels(frame, *frames[frame]))
+
+
+def test_frames_of_different_sizes_on_one_line_of_pixels(tmp_path):
+    """Object 1000 fills frame 0, 2x3, and the first column of frame 4, 5x2; the result has frame 4 alone, all of it."""
+    write(tmp_path / "gt/0002.txt", "0 1000 1 2 3 06\n4 1000 1 5 2 055\n")
+    write(tmp_path / "pred/0002.txt", "4 7 1 5 2 0:\n")
+    pairs = list(read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred").read(["0002"]))
+    names = ("truth_class", "truth_instance", "pred_class", "pred_track", "pixels")
+    rows = [list(zip(*(pair.table("kitti_mots")[name].to_pylist() for name in names), strict=True)) for pair in pairs]
+    assert rows == [[(1, 1, 0, 0, 6)], [(0, 0, 1, 8, 5), (1, 1, 1, 8, 5)]]
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        ("gt", r"gt/0002\.txt, line 3: the mask of object 2000 overlaps object 1001"),
+        ("pred", r"pred/0002\.txt, line 3: the mask of object 2000 overlaps object 1001"),
+    ],
+)
+def test_masks_that_share_one_pixel(tmp_path, side, message):
+    """Pixels 1-3 of object 1001 and 3-5 of 2000; 1000, at 5, is of the frame before."""
+    write(tmp_path / "gt/0002.txt", "")
+    write(tmp_path / "pred/0002.txt", "")
+    write(tmp_path / side / "0002.txt", "0 1000 1 2 4 512\n1 1001 1 2 4 134\n1 2000 2 2 4 332\n")
+    with pytest.raises(DataError, match=message):
+        list(read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred").read(["0002"]))
+
+
+def test_texts_without_any_object(tmp_path):
+    for side in ("gt", "pred"):
+        write(tmp_path / side / "0002.txt", "")
+    results = read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred")
+    assert (results.counts, list(results.read(["0002"]))) == ({"0002": 0}, [])
+
+
+def test_an_image_of_no_pixel_is_named(tmp_path):
+    write(tmp_path / "gt/0002.txt", "")
+    write(tmp_path / "pred/0002.txt", "3 1000 1 0 4 0\n")
+    with pytest.raises(DataError, match=r"pred/0002\.txt, line 1: size 0x4, must be 1 to 67108864 pixels"):
+        list(read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred").read(["0002"]))

@@ -16,13 +16,12 @@ from cityscapesscripts.evaluation.evalPanopticSemanticLabeling import (
 from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from official_bytes import save, write
 from PIL import Image
+from scored import table_and_scores
 
 from post_platform.errors import DataError
 from post_platform.labels import load_contract
-from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.panoptic_quality import average
-from post_platform.metrics.results import ResultFrame, read_results, write_results
-from post_platform.metrics.score import score
+from post_platform.metrics.results import ResultFrame, write_results
 from post_platform.metrics.vpq import count_tubes
 
 VOID, NONE, GROUP = -1, -1, -2
@@ -54,12 +53,6 @@ def prediction(dataset, sequence, number, t, meta, ids, group=False, moved=2):
     classes = np.where(classes == VOID, 1 if moved else VOID, classes)
     native = np.where(classes == VOID, 255, np.array(ids)[classes]).astype(np.uint8)
     return ResultFrame(sequence, number, native, np.where(numbers == NONE, 0, numbers + 1), meta)
-
-
-def table_of(dataset, truth, predictions, sequences=None):
-    results = read_results(dataset, truth, predictions, sequences)
-    table = merge([frame_table(dataset, **vars(pair)) for pair in results.frames])
-    return table, score(table, results.contract)
 
 
 def pixels(path):
@@ -102,14 +95,14 @@ def test_cityscapes_numbers_are_those_of_the_official_tool(city, moved):
         str(city / "results/predictions"),
         str(city / "scores.json"),
     )
-    _, found = table_of("cityscapes", city / "gtFine/val", city / "results")
+    _, found = table_and_scores("cityscapes", city / "gtFine/val", city / "results")
     assert [found[name] for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff")] == pytest.approx(
         [official["All"][name] for name in ("pq", "sq", "rq")] + [official["Things"]["pq"], official["Stuff"]["pq"]],
         abs=1e-9,
     )
     assert (found["PQ"] == 1.0) == (moved == 0)
     for truth in ("gtFine/cityscapes_panoptic_val.json", "gtFine/cityscapes_panoptic_val", "gtFine"):
-        assert table_of("cityscapes", city / truth, city / "results/predictions.json")[1] == found
+        assert table_and_scores("cityscapes", city / truth, city / "results/predictions.json")[1] == found
 
 
 def list_segments(values, category_of):
@@ -193,7 +186,7 @@ def test_cityscapes_vps_tubes_are_those_of_the_official_code(vps, tmp_path):
         (entry["segments_info"], pixels(source / "results/pan_pred" / f"{image['id']}.png"))
         for entry, image in zip(submitted, content["images"], strict=True)
     ]
-    table, scores = table_of("cityscapes_vps", source / "val", source / "results")
+    table, scores = table_and_scores("cityscapes_vps", source / "val", source / "results")
     ids = [entry.id for entry in load_contract("cityscapes_vps").classes]
     official = []
     for window in (1, 2, 3, 4):
@@ -214,25 +207,27 @@ def test_an_object_keeps_its_segment_id(vps):
 
 def test_truths_of_cityscapes_vps_are_one(vps):
     source, _ = vps
-    _, released = table_of("cityscapes_vps", source / "val", source / "results")
-    _, converted = table_of("cityscapes_vps", source / "panoptic_gt_val_city_vps.json", source / "results/pred.json")
+    _, released = table_and_scores("cityscapes_vps", source / "val", source / "results")
+    _, converted = table_and_scores(
+        "cityscapes_vps", source / "panoptic_gt_val_city_vps.json", source / "results/pred.json"
+    )
     assert converted == pytest.approx(released, abs=1e-12)
-    _, itself = table_of("cityscapes_vps", source / "val", source / "panoptic_gt_val_city_vps.json", ["0010"])
+    _, itself = table_and_scores("cityscapes_vps", source / "val", source / "panoptic_gt_val_city_vps.json", ["0010"])
     assert {value for name, value in itself.items() if not name.startswith("IDS")} == {1.0, None}
 
 
 def test_lists_without_image_ids_follow_the_order_of_the_pngs(vps):
     """So the authors' own code writes them."""
     source, _ = vps
-    _, expected = table_of("cityscapes_vps", source / "val", source / "results")
+    _, expected = table_and_scores("cityscapes_vps", source / "val", source / "results")
     file = source / "results/pred.json"
     entries = json.loads(file.read_text())["annotations"]
     bare = [{"segments_info": entry["segments_info"]} for entry in entries]
     file.write_text(json.dumps({"annotations": bare}))
-    assert table_of("cityscapes_vps", source / "val", source / "results")[1] == expected
+    assert table_and_scores("cityscapes_vps", source / "val", source / "results")[1] == expected
     file.write_text(json.dumps({"annotations": bare[1:]}))
     with pytest.raises(DataError, match=r"pred.json: lists 11 images without image_id, .*pan_pred has 12 PNGs"):
-        table_of("cityscapes_vps", source / "val", source / "results")
+        table_and_scores("cityscapes_vps", source / "val", source / "results")
 
 
 @pytest.fixture
@@ -269,15 +264,15 @@ def test_vipseg_tubes_are_those_of_the_official_code(vipseg, tmp_path):
 
     true = sides(vipseg / "panoptic_gt_VIPSeg_val.json", vipseg / "panomasksRGB")
     found = sides(vipseg / "results/pred.json", vipseg / "results/pan_pred")
-    table, released = table_of("vipseg", vipseg / "val.txt", vipseg / "results")
+    table, released = table_and_scores("vipseg", vipseg / "val.txt", vipseg / "results")
     ids = [entry.id for entry in load_contract("vipseg").classes]
     for window in (1, 2, 4, 6):
         official = official_tubes(tmp_path / "tubes", "vipseg", true, found, window)
         assert average(count_tubes(table, ids, window), ids).pq == pytest.approx(official, abs=1e-9)
         assert official < 1
-    _, converted = table_of("vipseg", vipseg / "panoptic_gt_VIPSeg_val.json", vipseg / "results")
+    _, converted = table_and_scores("vipseg", vipseg / "panoptic_gt_VIPSeg_val.json", vipseg / "results")
     assert converted == pytest.approx(released, abs=1e-12)
-    _, itself = table_of("vipseg", vipseg / "panomasks", vipseg / "panoptic_gt_VIPSeg_val.json", ["7_-x"])
+    _, itself = table_and_scores("vipseg", vipseg / "panomasks", vipseg / "panoptic_gt_VIPSeg_val.json", ["7_-x"])
     assert {value for name, value in itself.items() if not name.startswith("IDS")} == {1.0, None}
 
 
@@ -324,40 +319,40 @@ def test_mistakes_in_cityscapes_results(city):
     write_city(city / "results")
     file, truth = city / "results/predictions.json", city / "gtFine/val"
     with pytest.raises(DataError, match=r"--truth .*/nothing: neither a folder of <city>"):
-        table_of("cityscapes", city / "nothing", city / "results")
+        table_and_scores("cityscapes", city / "nothing", city / "results")
     (truth / "lindau/lindau_000000_000019_gtFine_instanceIds.png").rename(
         truth / "lindau/lindau_000000_000020_gtFine_instanceIds.png"
     )
     with pytest.raises(DataError, match=r"results: no result for lindau_000000/000020 \(1 such frames\)"):
-        table_of("cityscapes", truth, city / "results")
+        table_and_scores("cityscapes", truth, city / "results")
     change(file, lambda entries: entries[1].update(image_id="munster.png"))
     with pytest.raises(DataError, match=r"predictions.json: image id 'munster.png' does not tell sequence and frame"):
-        table_of("cityscapes", truth, city / "results")
+        table_and_scores("cityscapes", truth, city / "results")
     change(file, lambda entries: entries[0]["segments_info"][0].update(category_id=0))  # a trainId
     with pytest.raises(DataError, match=r"image lindau_000000_000019: .* has unknown category 0; known are 7\.\.33"):
-        table_of("cityscapes", truth, city / "results")
+        table_and_scores("cityscapes", truth, city / "results")
 
 
 def test_mistakes_in_cityscapes_vps_results(vps):
     source, _ = vps
     with pytest.raises(DataError, match=r"--truth .*: neither a folder with cls and inst nor a JSON"):
-        table_of("cityscapes_vps", source / "val/inst", source / "results")
+        table_and_scores("cityscapes_vps", source / "val/inst", source / "results")
     change(source / "results/pred.json", lambda entries: entries.pop(3))
     with pytest.raises(DataError, match=r"results: no result for 0005/000028 \(1 such frames\)"):
-        table_of("cityscapes_vps", source / "val", source / "results")
+        table_and_scores("cityscapes_vps", source / "val", source / "results")
     change(source / "results/pred.json", lambda entries: entries[0].update(image_id="../0005_0025_frankfurt"))
     with pytest.raises(DataError, match=r"'../0005_0025_frankfurt.png' is not a plain file name"):
-        table_of("cityscapes_vps", source / "val", source / "results")
+        table_and_scores("cityscapes_vps", source / "val", source / "results")
 
 
 def test_mistakes_in_vipseg_results(vipseg):
     with pytest.raises(DataError, match="no result for sequence '99_train', which the truth has"):
-        table_of("vipseg", vipseg / "panomasks", vipseg / "results")
+        table_and_scores("vipseg", vipseg / "panomasks", vipseg / "results")
     with pytest.raises(DataError, match=r"--truth .*: no <video>/<frame>.png in"):
-        table_of("vipseg", vipseg / "panomasks/7_-x", vipseg / "results")
+        table_and_scores("vipseg", vipseg / "panomasks/7_-x", vipseg / "results")
     write(vipseg / "test.txt", "13_gone\n")
     with pytest.raises(DataError, match=r"test.txt: .*panomasks has no video '13_gone' \(1 such videos\)"):
-        table_of("vipseg", vipseg / "test.txt", vipseg / "results")
+        table_and_scores("vipseg", vipseg / "test.txt", vipseg / "results")
     file = vipseg / "results/pred.json"
     edits = {
         r"video '7_-x': must be listed once": lambda videos: videos[0].update(video_id="7_-x"),
@@ -372,4 +367,4 @@ def test_mistakes_in_vipseg_results(vipseg):
         shutil.copy(vipseg / "whole.json", file)
         change(file, edit)
         with pytest.raises(DataError, match=message):
-            table_of("vipseg", vipseg / "val.txt", vipseg / "results")
+            table_and_scores("vipseg", vipseg / "val.txt", vipseg / "results")

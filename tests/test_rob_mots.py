@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import trackeval
 from official_bytes import compressed, photograph, through_a_shard, write
+from scored import scores
 
 from post_platform.datasets import rob_mots
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
-from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.results import read_results
-from post_platform.metrics.score import score
 
 TRUTH = "data/gt/rob_mots/train"
 PERSON = np.array([[1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
@@ -214,8 +213,7 @@ def test_ignored_classes_and_regions_score_as_in_trackeval(tmp_path, ignored, re
     })  # fmt: skip
     dataset = official(tmp_path / "gt", tmp_path / "trackers", "kitti_mots")
     theirs, _ = evaluator.evaluate([dataset], [trackeval.metrics.HOTA()])
-    results = read_results("rob_mots", tmp_path / "gt/train", pred.parent)
-    ours = score(merge([frame_table("rob_mots", **vars(pair)) for pair in results.frames]), results.contract)
+    ours = scores("rob_mots", tmp_path / "gt/train", pred.parent)
     for name in ("person", "car"):
         expected = theirs["RobMOTS.kitti_mots"]["ours"]["COMBINED_SEQ"][name]["HOTA"]
         assert ours[f"HOTA/{name}"] == pytest.approx(expected["HOTA"].mean(), abs=1e-9)

@@ -1,9 +1,3 @@
-import json
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -11,11 +5,12 @@ from evalset import EXPECTED, FRAMES, SEQUENCES, maps, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from post_platform.errors import DataError
-from post_platform.labels import load_contract
+from post_platform.errors import ConfigError, DataError
+from post_platform.labels import DATASETS, load_contract
 from post_platform.metrics.contingency import frame_table, merge
-from post_platform.metrics.results.coco_panoptic import Category, JsonContract
-from post_platform.metrics.score import headline, score
+from post_platform.metrics.protocols import PROTOCOLS, protocol_of
+from post_platform.metrics.saved import SavedClass, SavedContract
+from post_platform.metrics.score import flat, headline, score
 
 STEP, MOTS, COCO = (load_contract(name) for name in ("kitti_step", "kitti_mots", "coco_panoptic"))
 MOTS_KEYS = {f"{m}/{c}" for m in ("sMOTSA", "MOTSA", "MOTSP", "IDS") for c in ("car", "pedestrian")}
@@ -23,8 +18,8 @@ MOTS_KEYS = {f"{m}/{c}" for m in ("sMOTSA", "MOTSA", "MOTSP", "IDS") for c in ("
 
 def official(name):
     """What the official tools say of a whole-dataset score on the evaluation set."""
-    if name in ("STQ", "AQ", "IoU"):
-        return EXPECTED["deeplab2"][name]
+    if name in ("STQ", "AQ", "STQ_SQ"):
+        return EXPECTED["deeplab2"]["IoU" if name == "STQ_SQ" else name]
     if name in ("PQ", "SQ", "RQ"):
         return EXPECTED["panopticapi"]["All"][name.lower()]
     if name.startswith("PQ_"):
@@ -37,9 +32,9 @@ def official(name):
 
 
 def test_scores_of_a_complete_video_dataset_equal_the_official_tools():
-    scores = score(table(), STEP)
+    scores = flat(score(table(), STEP))
     over_time = ("sMOTSA", "MOTSA", "MOTSP", "HOTA", "DetA", "AssA", "IDF1", "VPQ")
-    for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "IoU", *over_time):
+    for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "STQ_SQ", *over_time):
         assert scores[name] == pytest.approx(official(name), abs=1e-9), name
     for name in ("STQ", "AQ"):
         assert scores[name] == pytest.approx(official(name), abs=1e-6), name
@@ -64,11 +59,12 @@ def as_kitti_mots():
 
 
 def test_scores_of_a_dataset_with_background():
-    scores = score(as_kitti_mots(), MOTS)
-    assert scores["PQ_stuff"] is None
-    assert scores["PQ"] == scores["PQ_things"]
+    families = score(as_kitti_mots(), MOTS)
+    assert set(families) == {"pq", "miou", "mots", "hota", "identity"}
+    assert families["pq"]["Stuff"] == {"pq": None, "sq": None, "rq": None, "n": 0}
+    assert families["pq"]["All"] == families["pq"]["Things"]
+    scores = flat(families)
     assert scores.keys() >= MOTS_KEYS
-    assert not scores.keys() & {"STQ", "AQ", "IoU", "VPQ"}
     for name in ("sMOTSA", "MOTSA", "MOTSP"):
         assert scores[name] == pytest.approx(official(name), abs=1e-9)
     for native, expected in EXPECTED["mots_tools"].items():
@@ -83,16 +79,14 @@ def test_predictions_over_background_are_wrong_but_over_void_they_are_not():
         truth[:5] = 1
         identities = (truth == 1).astype(np.uint16)
         pred = np.full((10, 10), 1, np.uint8)
-        return score(frame_table("kitti_mots", "s", 0, truth, identities, pred, 1 + (truth != 1)), MOTS)
+        return flat(score(frame_table("kitti_mots", "s", 0, truth, identities, pred, 1 + (truth != 1)), MOTS))
 
-    assert predicted_on(0)["PQ/car"] == 1 / 1.5
-    assert predicted_on(255)["PQ/car"] == 1.0
     assert (predicted_on(0)["MOTSA/car"], predicted_on(255)["MOTSA/car"]) == (0.0, 1.0)
 
 
 def test_stills_have_no_scores_over_time():
     empty = np.full((2, 2), 255, np.uint8)
-    scores = score(frame_table("coco_panoptic", "a", 0, empty, empty * 0, empty, empty * 0), COCO)
+    scores = flat(score(frame_table("coco_panoptic", "a", 0, empty, empty * 0, empty, empty * 0), COCO))
     assert not {name.split("/")[0] for name in scores} & {"sMOTSA", "STQ", "AQ"}
     assert set(scores.values()) == {None}
     assert headline(scores, COCO) is None
@@ -105,8 +99,8 @@ def test_rows_of_other_datasets_are_left_out():
         score(both, COCO)
 
 
-CLASSES = (Category(0, "road", False), Category(1, "car", True), Category(2, "person", True))
-TOY = replace(JsonContract(CLASSES, dataset="toy"), persistent=True, video=True)
+CLASSES = (SavedClass(0, "road", False), SavedClass(1, "car", True), SavedClass(2, "person", True))
+TOY = SavedContract(CLASSES, "toy", persistent=True, video=True)
 
 
 @st.composite
@@ -132,7 +126,7 @@ def perfect(classes, instances):
 @settings(max_examples=40, deadline=None)
 @given(toy_videos())
 def test_a_perfect_prediction_scores_one(frames):
-    scores = score(toy_table(frames, perfect), TOY)
+    scores = flat(score(toy_table(frames, perfect), TOY))
     for name, value in scores.items():
         assert value in ((0.0,) if name.startswith("IDS") else (1.0, None)), name
     assert scores["PQ"] == scores["STQ"] == scores["sMOTSA"] == 1.0
@@ -153,7 +147,7 @@ def test_names_of_tracks_and_order_of_frames_do_not_matter(frames, names, random
     before = [noisy(frame, np.arange(6)) for frame in frames]
     after = [noisy(frame, np.array([0, *names])) for frame in frames]
     random.shuffle(after)
-    expected, found = score(merge(before), TOY), score(merge(after), TOY)
+    expected, found = (flat(score(merge(tables), TOY)) for tables in (before, after))
     assert found == {
         name: value if value is None else pytest.approx(value, abs=1e-12) for name, value in expected.items()
     }
@@ -176,37 +170,38 @@ def test_a_frame_counted_in_parts_scores_the_same():
     assert score(parts, STEP) == score(whole, STEP)
 
 
-SCRIPT = Path(__file__).parents[1] / "pipelines" / "score.py"
-EVALSET = Path(__file__).parent / "data" / "evalset"
+def test_confidences_give_ap():
+    """Two cars found, a third invented: at recall 2/2 precision is 1 as long as the invented one ranks last."""
+    truth = np.zeros((12, 12), np.int32)
+    truth[:4, :4], truth[6:10, 6:10] = 1, 2
+    pred = truth.copy()
+    pred[:4, 8:] = 3
+    classes, found = (truth > 0).astype(np.uint8), (pred > 0).astype(np.uint8)
+    for scores, expected in (
+        ({(1, 1): 0.9, (1, 2): 0.8, (1, 3): 0.1}, 1.0),
+        ({(1, 1): 0.5, (1, 2): 0.5, (1, 3): 0.9}, 2 / 3),
+    ):
+        counted = frame_table("toy", "s", 0, classes, truth.astype(np.uint16), found, pred, scores)
+        assert score(counted, TOY)["ap"]["AP"] == pytest.approx(expected, abs=1e-9)
+    assert "ap" not in score(frame_table("toy", "s", 0, classes, truth.astype(np.uint16), found, pred), TOY)
 
 
-def run_script(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False)
+def test_the_protocol_decides_at_an_iou_of_one_half():
+    """The prediction is half of the car: no match for mots_tools, a match for TrackEval."""
+    truth = np.zeros((10, 10), np.uint16)
+    truth[:4] = 1
+    pred = np.zeros((10, 10), np.int32)
+    pred[:2] = 7
+    counted = frame_table("kitti_mots", "s", 0, truth.astype(np.uint8), truth, (pred > 0).astype(np.uint8), pred)
+    by_default, chosen = (score(counted, MOTS, protocol_of("kitti_mots", name)) for name in (None, "trackeval"))
+    assert [found["mots"]["car"]["MOTSA"] for found in (by_default, chosen)] == [-1.0, 1.0]
 
 
-def test_the_script_prints_and_writes_the_official_numbers(tmp_path):
-    done = run_script(
-        "kitti_mots", "--truth", EVALSET / "mots_gt_txt", "--predictions", EVALSET / "mots_pred_txt",
-        "--json", tmp_path / "scores.json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "sMOTSA 0.3004" in done.stdout
-    [pedestrian] = [line.split() for line in done.stdout.splitlines() if "pedestrian" in line]
-    assert pedestrian[3:7] == ["0.1501", "0.3720", "0.7041", "2"]  # sMOTSA, MOTSA, MOTSP, IDS
-    report = json.loads((tmp_path / "scores.json").read_text())
-    assert (report["frames"], report["sequences"], report["headline"]["name"]) == (40, 2, "sMOTSA")
-    assert report["scores"]["sMOTSA/car"] == pytest.approx(EXPECTED["mots_tools"]["car"]["all"]["sMOTSA"], abs=1e-9)
-    assert report["scores"]["PQ_stuff"] is None
-
-
-def test_the_script_ends_a_mistake_with_one_line():
-    done = run_script("kitti_mots", "--truth", EVALSET / "mots_gt_txt", "--predictions", EVALSET / "step_gt" / "0002")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "no result for sequence '0002'" in done.stderr
-    assert "--sequences" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_the_script_refuses_an_unknown_dataset_as_wrong_usage():
-    assert run_script("nothing", "--truth", "a", "--predictions", "b").returncode == 2
+def test_every_dataset_has_a_protocol_of_its_own():
+    assert protocol_of("kitti_mots").name == "mots_tools"
+    assert protocol_of("vipseg").vpq_windows == (1, 2, 4, 6, 8)
+    assert protocol_of("coco_panoptic").pq_crowd == "last"
+    assert all(protocol_of(dataset) in PROTOCOLS.values() for dataset in DATASETS)
+    with pytest.raises(ConfigError, match="--protocol vps: kitti_mots has no such protocol") as error:
+        protocol_of("kitti_mots", "vps")
+    assert error.value.hint == "its protocols, its own first: mots_tools, trackeval"

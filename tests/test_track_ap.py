@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from post_platform.metrics.track_ap import Track, Video, overlaps, track_ap
+from post_platform.metrics.track_ap import Track, Video, overlaps, report
 
 NAMES = {1: "person", 8: "dog"}
 PERSON = Track(1, area=100)
@@ -31,45 +31,46 @@ def test_one_false_track_between_two_right_ones():
         video([PERSON], [found(0.5)], [0.62]),
     ]
     both, first = (51 + 50 * 2 / 3) / 101, 51 / 101
-    scores = track_ap(videos, NAMES)
+    scores = report(videos, NAMES)
     assert scores["AP50"] == pytest.approx(both, abs=1e-12)
     assert scores["AP75"] == pytest.approx(first, abs=1e-12)
     assert scores["AP"] == pytest.approx((3 * both + 4 * first) / 10, abs=1e-12)  # of 0.50 to 0.60, and 0.65 to 0.80
     assert scores["AR100"] == pytest.approx((3 * 1 + 4 * 0.5) / 10, abs=1e-12)
-    assert scores["AP/person"] == scores["AP"]
-    assert scores["AP/dog"] is None
+    assert scores["per_class"]["person"] == {"AP": scores["AP"], "AP50": scores["AP50"]}
+    assert scores["per_class"]["dog"] == {"AP": None, "AP50": None}
 
 
 def test_only_the_best_tracks_of_a_video_count():
     two = video([PERSON, PERSON], [found(0.9), found(0.8)], [[1, 0], [0, 1]])
-    scores = track_ap([two], NAMES)
+    scores = report([two], NAMES)
     assert scores["AP"] == pytest.approx(1.0, abs=1e-12)
     assert (scores["AR1"], scores["AR10"], scores["AR100"]) == (0.5, 1.0, 1.0)
     late = video([PERSON], [found(0.1), *[found(0.9)] * 100], [1.0] + [0.0] * 100)
-    assert track_ap([late], NAMES)["AP"] == 0.0
+    assert report([late], NAMES)["AP"] == 0.0
 
 
 def test_track_on_a_crowd_is_neither_right_nor_wrong():
     crowd = Track(1, area=100, crowd=True)
     pred, on_crowd = [found(0.9), found(0.8), found(0.5)], [[0, 1], [0, 1], [1, 0]]
-    assert track_ap([video([PERSON, crowd], pred, on_crowd)], NAMES)["AP"] == pytest.approx(1.0, abs=1e-12)
+    assert report([video([PERSON, crowd], pred, on_crowd)], NAMES)["AP"] == pytest.approx(1.0, abs=1e-12)
     not_crowd = [video([PERSON, PERSON], pred, on_crowd)]
-    assert track_ap(not_crowd, NAMES)["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
+    assert report(not_crowd, NAMES)["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
 
 
 def test_size_is_that_of_the_true_track():
     large = Track(1, area=300.0**2)
-    scores = track_ap([video([PERSON, large], [found(0.9), found(0.8, area=300.0**2)], [[0, 0], [0, 1]])], NAMES)
-    assert (scores["AP_small"], scores["AP_medium"]) == (0.0, None)
-    assert scores["AP_large"] == pytest.approx(1.0, abs=1e-12)
+    scores = report([video([PERSON, large], [found(0.9), found(0.8, area=300.0**2)], [[0, 0], [0, 1]])], NAMES)
+    assert (scores["APs"], scores["APm"]) == (0.0, None)
+    assert scores["APl"] == pytest.approx(1.0, abs=1e-12)
 
 
 def test_tracks_of_another_class_do_not_match():
     dog = Track(8, area=100, score=0.9)
-    scores = track_ap([video([PERSON], [dog], [1.0])], NAMES)
-    assert (scores["AP/person"], scores["AP/dog"]) == (0.0, None)
+    scores = report([video([PERSON], [dog], [1.0])], NAMES)
+    assert [scores["per_class"][name]["AP"] for name in NAMES.values()] == [0.0, None]
 
 
 @pytest.mark.parametrize("videos", [[], [video([], [], [])], [video([], [found(0.9)], [])]])
 def test_nothing_to_find(videos):
-    assert set(track_ap(videos, NAMES).values()) == {None}
+    scores = report(videos, NAMES)
+    assert {*scores.pop("per_class")["person"].values(), *scores.values()} == {None}

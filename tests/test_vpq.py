@@ -3,8 +3,11 @@ import pytest
 from evalset import CAR, EXPECTED, PERSON, table
 
 from post_platform.metrics.contingency import frame_table, merge
-from post_platform.metrics.panoptic_quality import Counts, average, count_matches
-from post_platform.metrics.vpq import count_tubes, video_panoptic_quality
+from post_platform.metrics.panoptic_quality import Counts, average, match_segments
+from post_platform.metrics.segments import rows_of
+from post_platform.metrics.vpq import count_tubes, report
+
+NAMES, THINGS = {number: f"class {number}" for number in range(19)}, (PERSON, CAR)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4])
@@ -22,13 +25,24 @@ def test_equals_the_evaluation_of_cityscapes_vps(frames):
         )
 
 
-def test_vpq_is_the_mean_over_windows():
-    expected = np.mean([EXPECTED["vps"][str(frames)]["All"]["pq"] for frames in (1, 2, 3, 4)])
-    assert video_panoptic_quality(table(), range(19)) == pytest.approx(expected, abs=1e-9)
+def test_report_equals_the_evaluation_of_cityscapes_vps():
+    expected = EXPECTED["vps"]
+    found = report(table(), NAMES, THINGS)
+    for group, values in (("All", found), ("Things", found["Things"]), ("Stuff", found["Stuff"])):
+        wanted = [expected[str(frames)][group]["pq"] for frames in (1, 2, 3, 4)]
+        assert [values[k] for k in ("1", "2", "3", "4", "mean")] == pytest.approx([*wanted, np.mean(wanted)], abs=1e-9)
+
+
+def test_crowd_as_a_missed_object_equals_deeplab2():
+    """The numbers of the reference have six decimals."""
+    found = report(table(), NAMES, THINGS, windows=(2, 3, 4), crowd="missed")
+    for frames, expected in EXPECTED["deeplab2"]["VPQ"].items():
+        assert found[frames] == pytest.approx(expected, abs=1e-6)
+    assert set(found) == {"2", "3", "4", "mean", "Things", "Stuff"}
 
 
 def test_one_frame_windows_are_pq():
-    assert count_tubes(table(), range(19), 1) == count_matches(table(), range(19))
+    assert count_tubes(table(), range(19), 1) == match_segments(rows_of(table()), range(19))
 
 
 def line(frame, truth, pred, sequence="a"):
@@ -49,5 +63,22 @@ def test_windows_stay_inside_a_sequence():
     two = merge([line(0, [7] * 4, [1] * 4), line(1, [7] * 4, [1] * 4, "b")])
     assert count_tubes(two, (1,), 1) == {1: Counts(2, 0, 0, 2.0)}
     assert count_tubes(two, (1,), 2) == {1: Counts()}
-    assert video_panoptic_quality(two, (1,)) == 1.0
-    assert video_panoptic_quality(two.slice(0, 0), (1,)) is None
+    alone = {"1": 1.0, "2": None, "mean": 1.0}
+    assert report(two, {1: "car"}, (1,), (1, 2)) == {**alone, "Things": alone, "Stuff": dict.fromkeys(alone)}
+    assert report(two.slice(0, 0), {1: "car"}, (1,))["mean"] is None
+
+
+def test_a_sequence_shorter_than_a_window_does_not_count_there():
+    """Sequence a has two frames with a switch, b one frame without; VIPSeg's windows reach beyond both."""
+    both = merge([line(0, [7] * 4, [1] * 4), line(1, [7] * 4, [2] * 4), line(0, [7] * 4, [1] * 4, "b")])
+    found = report(both, {1: "car"}, (1,), windows=(1, 2, 4, 6, 8))
+    assert [found[k] for k in ("1", "2", "4", "6", "8", "mean")] == [1.0, 0.0, None, None, None, 0.5]
+
+
+def test_crowd_excuses_a_tube_or_is_missed():
+    crowd = merge([line(frame, [65535] * 4, [1] * 4) for frame in range(2)])
+    assert count_tubes(crowd, (1,), 2) == {1: Counts()}
+    assert count_tubes(crowd, (1,), 2, "missed") == {1: Counts(1, 0, 0, 1.0)}
+    half = merge([line(frame, [65535] * 4, [1, 1, 2, 2]) for frame in range(2)])
+    assert count_tubes(half, (1,), 2) == {1: Counts()}
+    assert count_tubes(half, (1,), 2, "missed") == {1: Counts(0, 2, 1, 0.0)}

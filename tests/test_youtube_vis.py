@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from official_bytes import compressed, photograph, run_lengths, through_a_shard
 from pycocotools import mask as coco_mask
+from scored import scores
 
 from post_platform.datasets import reader
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
-from post_platform.metrics.contingency import frame_table, merge
-from post_platform.metrics.results import ResultFrame, read_results, write_results
-from post_platform.metrics.score import score
+from post_platform.metrics.results import ResultFrame, write_results
 
 # Two objects that overlap, the smaller one inside the larger; and a crowd under both. 4 x 6 pixels.
 LARGE = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
@@ -188,12 +187,6 @@ def labels(dataset, source):
     ]
 
 
-def scores(dataset, truth, predictions):
-    results = read_results(dataset, truth, predictions)
-    table = merge([frame_table(dataset, **vars(pair)) for pair in results.frames])
-    return score(table, results.contract) | results.further()
-
-
 def test_results_as_written(dataset, source, tmp_path):
     """A score is the mean over the frames that name one, 1 without; null where a track is not."""
     person, dog = NAMES[dataset]["person"], NAMES[dataset]["dog"]
@@ -237,8 +230,8 @@ def test_mean_area_leaves_out_frames_without_a_pixel(dataset, source, tmp_path):
     rewrite(source, dataset, {**changed, "annotations": [{**track, "id": 1}]})
     (tmp_path / "results.json").write_text(json.dumps([{**track, "score": 0.5}]))
     found = scores(dataset, source / place(dataset, "train"), tmp_path)
-    assert found["AP"] == found["AP_medium"] == pytest.approx(1.0, abs=1e-12)
-    assert (found["AP_small"], found["AP_large"]) == (None, None)
+    assert found["AP"] == found["APm"] == pytest.approx(1.0, abs=1e-12)
+    assert (found["APs"], found["APl"]) == (None, None)
 
 
 @pytest.mark.parametrize(

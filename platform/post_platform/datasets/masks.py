@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -23,10 +24,46 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> NDArr
     Shape: (height, width).
     Raises: DataError naming `where` when it is neither, has another size, or does not fill its size exactly.
     """
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-        raise DataError(f"{where}: size {height}x{width}, must be 1 to {MAX_PIXELS} pixels")
     if isinstance(segmentation, list):
+        _require_size(height, width, where)
         return _polygons(segmentation, height, width, where)
+    runs = _runs(segmentation, height, width, where)
+    values = np.arange(len(runs), dtype=np.int64) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def run_lengths(
+    texts: Sequence[str], heights: Sequence[int], widths: Sequence[int], where: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The runs of many masks out of COCO's compressed texts, and where each mask's begin among them.
+
+    A row is so many pixels outside, then so many inside, down the columns; a mask's rows fill its size exactly. Much
+    faster than `decode_mask` on each, and as distrustful.
+
+    Shape: (rows, 2) and (masks + 1,), the last being the number of rows.
+    Raises: DataError naming `where` of the first text that is no mask of its size.
+    """
+    found = _decompress_all(texts)
+    if found is not None:
+        runs, edges = found
+        filled = np.diff(np.append(0, np.cumsum(runs))[2 * edges])
+        pixels = np.multiply(heights, widths)
+        legal = (runs.min(initial=0) >= 0, runs.max(initial=0) <= MAX_PIXELS, pixels.min(initial=1) > 0)
+        if all(legal) and pixels.max(initial=1) <= MAX_PIXELS and np.array_equal(filled, pixels):
+            return runs, edges
+    for mask in zip(texts, heights, widths, where, strict=True):
+        _runs(*mask)
+    raise AssertionError("one by one, all masks are legal")
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> str:
+    """Compressed COCO run lengths of a mask. Shape: (H, W)."""
+    counts: bytes = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    return counts.decode()
+
+
+def _runs(segmentation: Any, height: int, width: int, where: str) -> list[int]:
+    _require_size(height, width, where)
     if isinstance(segmentation, dict):
         size = segmentation.get("size")
         if size is not None and size != [height, width]:
@@ -40,14 +77,12 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> NDArr
         raise DataError(
             f"{where}: the run lengths fill {sum(segmentation)} pixels, {height}x{width} has {height * width}"
         )
-    values = np.arange(len(segmentation), dtype=np.int64) % 2 == 1
-    return np.repeat(values, segmentation).reshape(width, height).T
+    return segmentation
 
 
-def encode_mask(mask: NDArray[np.bool_]) -> str:
-    """Compressed COCO run lengths of a mask. Shape: (H, W)."""
-    counts: bytes = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-    return counts.decode()
+def _require_size(height: int, width: int, where: str) -> None:
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise DataError(f"{where}: size {height}x{width}, must be 1 to {MAX_PIXELS} pixels")
 
 
 def _decompress(text: str, where: str) -> list[int]:
@@ -72,6 +107,46 @@ def _decompress(text: str, where: str) -> list[int]:
     if shift:
         raise DataError(f"{where}: the run lengths break off in the middle of a number")
     return runs
+
+
+def _decompress_all(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """The runs of all texts as `run_lengths` has them; None when `_decompress` would refuse one of the texts."""
+    characters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    codes = characters - np.uint32(48)  # those below 48 become very large
+    ends = np.cumsum([0, *map(len, texts)])  # of texts
+    first = np.ones(len(codes) + 1, bool)  # characters that begin a number
+    first[1:] = (codes & 32) == 0
+    starts = np.flatnonzero(first[:-1])
+    lengths = np.diff(starts, append=len(codes))
+    if not first[ends].all() or codes.max(initial=0) >= 64 or lengths.max(initial=0) > 8:
+        return None
+    values = (codes[starts] & 31).astype(np.int64)
+    for place in range(1, int(lengths.max(initial=0))):
+        longer = np.flatnonzero(lengths > place)
+        values[longer] |= (codes[starts[longer] + place] & 31).astype(np.int64) << 5 * place
+    negative = codes[starts + lengths - 1] >> 4 & 1
+    values -= negative.astype(np.int64) << 5 * lengths
+    return _undo_differences(values, np.diff(np.searchsorted(starts, ends)))
+
+
+def _undo_differences(
+    values: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sum up every other number of each text, the text's first one apart: in rows of two, down the columns."""
+    heights = (counts + 1) // 2
+    edges = np.append(0, np.cumsum(heights))
+    rows = np.zeros((int(edges[-1]), 2), np.int64)
+    filled = np.ones(rows.size, bool)
+    filled[2 * edges[1:][counts % 2 == 1] - 1] = False  # an odd number of runs ends outside
+    rows.reshape(-1)[filled] = values
+    tops = edges[:-1][counts > 0]
+    apart = rows[tops, 0]
+    rows[tops, 0] = 0
+    sums = np.cumsum(np.concatenate([np.zeros((1, 2), np.int64), rows]), axis=0)
+    sums = sums[1:] - np.repeat(sums[edges[:-1]], heights, axis=0)
+    sums[tops, 0] = apart
+    sums.reshape(-1)[~filled] = 0
+    return sums, edges
 
 
 def _polygons(polygons: list[Any], height: int, width: int, where: str) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Panoptic quality: PQ = SQ x RQ per class, averaged over classes; and the class IoU that belongs beside it.
+"""Panoptic quality: PQ = SQ x RQ per class, averaged over classes.
 
 Definition: a predicted and a true segment of one class match when their IoU is above 0.5. TP = matches, FP and FN =
 segments without a match, SQ = mean IoU of the matches, RQ = TP / (TP + FP/2 + FN/2), PQ = SQ x RQ.
@@ -7,21 +7,26 @@ Source: Kirillov et al., "Panoptic Segmentation" (2019), with the rules of panop
   - IoU > 0.5 is strict, and the union leaves out the prediction's pixels on void truth (crowd stays in);
   - an unmatched prediction is dropped when more than half of it lies on void or on crowd of its own class;
   - a class enters the averages when it has a TP, FP or FN.
-Deviations: truth areas are counted, not read from the JSON (where a wrong one gives IoU above 1); all crowd of a class
-counts as one region, where panopticapi knows only the last crowd segment of a class in an image; where nothing is to be
-averaged we say None, where panopticapi divides by zero.
+Deviations:
+  - all crowd of a class in a frame excuses predictions, where panopticapi knows only the last crowd segment that an
+    image's JSON lists for the class; `crowd="last"` is panopticapi's rule;
+  - truth areas are counted, not read from the JSON (where a wrong one gives IoU above 1, say 1600);
+  - where nothing is to be averaged we say None, where panopticapi divides by zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from post_platform.labels import UNIDENTIFIED, VOID
 from post_platform.metrics.segments import Rows, group, mean, ratio, rows_of
+
+Crowd = Literal["every", "last", "missed"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,41 @@ class Quality:
     num_classes: int
 
 
-def count_matches(table: pa.Table, classes: Collection[int]) -> dict[int, Counts]:
-    """Matches of every class in `classes`; segments of other classes (a background) are neither matched nor missed.
+def report(
+    table: pa.Table | Rows, names: Mapping[int, str], things: Collection[int], crowd: Literal["every", "last"] = "every"
+) -> dict[str, Any]:
+    """PQ, SQ and RQ over all classes, things and stuff (`n`: classes averaged), and with TP, FP and FN of every class.
 
-    Every (class, instance) of a frame is a segment of the truth, every (class, track) one of the prediction.
+    `names`: the classes that are scored; segments of others (a background) are neither matched nor missed. Every
+    (class, instance) of a frame is a segment of the truth, every (class, track) one of the prediction.
     """
-    return match_segments(rows_of(table), classes)
+    counts = match_segments(rows_of(table), names, crowd)
+    per_class = {}
+    for number, name in names.items():
+        quality, count = class_quality(counts[number]), counts[number]
+        per_class[name] = {**_ratios(quality), "tp": count.tp, "fp": count.fp, "fn": count.fn}
+    found: dict[str, Any] = {"per_class": per_class}
+    for label, classes in class_groups(names, things).items():
+        quality = average(counts, classes)
+        found[label] = {**_ratios(quality), "n": quality.num_classes}
+    return found
 
 
-def match_segments(rows: Rows, classes: Collection[int]) -> dict[int, Counts]:
-    """As `count_matches`; a segment is the rows of one `moment`, which video metrics let span several frames."""
+def class_groups(classes: Collection[int], things: Collection[int]) -> dict[str, list[int]]:
+    """The three groups of classes that PQ and VPQ are averaged over."""
+    return {
+        "All": list(classes),
+        "Things": [native for native in classes if native in things],
+        "Stuff": [native for native in classes if native not in things],
+    }
+
+
+def match_segments(rows: Rows, classes: Collection[int], crowd: Crowd = "every") -> dict[int, Counts]:
+    """Matches of every class in `classes`; a segment is the rows of one `moment`, which video metrics let span frames.
+
+    `crowd`: which of it excuses predictions, every one or the last of its class; or none, and it is an object like any
+    other, that is missed when nothing matches it.
+    """
     counted = np.isin(np.arange(VOID + 1), list(classes))
     counted[VOID] = False
 
@@ -61,7 +91,8 @@ def match_segments(rows: Rows, classes: Collection[int]) -> dict[int, Counts]:
     pred = group(rows.moment, rows.pred_class, rows.pred_track)
     truth_area, pred_area = truth.total(rows.pixels), pred.total(rows.pixels)
     on_void = pred.total(rows.pixels * rows.void)
-    excused = on_void + pred.total(rows.pixels * (rows.crowd & (rows.truth_class == rows.pred_class)))
+    excuse = {"every": rows.crowd, "last": rows.truth_instance == UNIDENTIFIED, "missed": np.zeros(1, bool)}[crowd]
+    excused = on_void + pred.total(rows.pixels * (excuse & (rows.truth_class == rows.pred_class)))
 
     # A row is a pair of segments of one frame, but the same pair may come from several tables: sum it first.
     pair = group(truth.of_row, pred.of_row)
@@ -69,7 +100,9 @@ def match_segments(rows: Rows, classes: Collection[int]) -> dict[int, Counts]:
     shared = pair.total(rows.pixels)
     union = truth_area[t] + pred_area[p] - shared - on_void[p]
     same_class = truth.keys[t, 1] == pred.keys[p, 1]
-    is_truth = counted[truth.keys[:, 1]] & (truth.keys[:, 2] != UNIDENTIFIED)
+    is_truth = counted[truth.keys[:, 1]]
+    if crowd != "missed":
+        is_truth &= truth.keys[:, 2] < UNIDENTIFIED
     matched = is_truth[t] & same_class & (2 * shared > union)
     is_pred = counted[pred.keys[:, 1]]
     missed, spurious = is_truth.copy(), is_pred & (2 * excused <= pred_area)
@@ -102,16 +135,5 @@ def average(counts: Mapping[int, Counts], classes: Collection[int]) -> Quality:
     )
 
 
-def class_iou(table: pa.Table, classes: Collection[int]) -> dict[int, float | None]:
-    """Intersection over union of each class's pixels over the whole table; None for a class in neither map.
-
-    Truth void is left out; a predicted void or background pixel is a miss of its true class and of nothing else.
-    Source: the confusion-matrix IoU of the Cityscapes benchmark.
-    """
-    rows = rows_of(table)
-    rows = rows.where(~rows.void)
-    truth = np.bincount(rows.truth_class, weights=rows.pixels, minlength=VOID + 1)
-    pred = np.bincount(rows.pred_class, weights=rows.pixels, minlength=VOID + 1)
-    agree = rows.truth_class == rows.pred_class
-    both = np.bincount(rows.truth_class[agree], weights=rows.pixels[agree], minlength=VOID + 1)
-    return {c: ratio(both[c], truth[c] + pred[c] - both[c]) for c in sorted(classes)}
+def _ratios(quality: Quality) -> dict[str, Any]:
+    return {"pq": quality.pq, "sq": quality.sq, "rq": quality.rq}

@@ -1,21 +1,24 @@
-"""Scores: every metric that a dataset's contract gives meaning to, as one flat mapping from its contingency table."""
+"""Scores: every metric that a dataset's contract gives meaning to, by family, from its contingency table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from post_platform.errors import DataError
-from post_platform.metrics.hota import hota
-from post_platform.metrics.idf1 import idf1
-from post_platform.metrics.mots import count_tracks
-from post_platform.metrics.panoptic_quality import average, class_iou, class_quality, count_matches
-from post_platform.metrics.segments import mean
-from post_platform.metrics.stq import tracking_quality
-from post_platform.metrics.vpq import video_panoptic_quality
+from post_platform.metrics import hota, identity, mask_ap, mots, panoptic_quality, semantic_iou, stq, vpq
+from post_platform.metrics.protocols import Protocol as Rules
+from post_platform.metrics.protocols import protocol_of
+from post_platform.metrics.segments import mean, rows_of
+from post_platform.metrics.similarity import objects_of
+
+Families = dict[str, Any]
+"""{family: its report}, as `score.py --json` writes it: ratios as float, counts as int, what is undefined None."""
+_PER_CLASS = ("mots", "hota", "identity")
 
 
 class ScoredClass(Protocol):
@@ -62,67 +65,85 @@ class ScoredContract(Protocol):
         """The dataset's headline score."""
 
 
-def score(table: pa.Table, contract: ScoredContract) -> dict[str, float | None]:
-    """All scores of one dataset, as ratios (IDS: a count); None where the official definition has no value.
+def score(
+    table: pa.Table, contract: ScoredContract, rules: Rules | None = None, further: Families | None = None
+) -> Families:
+    """Every family of scores that applies to one dataset; `rules` are the dataset's own unless given.
 
-    Keys: PQ SQ RQ, PQ_things PQ_stuff, mIoU, PQ/<class>, IoU/<class>; for videos with lasting identities sMOTSA MOTSA
-    MOTSP HOTA DetA AssA IDF1 (means over the classes with instances), each also as <metric>/<class>, and IDS/<class>;
-    for those of them where every pixel has a class, STQ AQ IoU VPQ. Rows of other datasets in the table are left out.
+    pq, miou where every pixel has a class, and of the classes alone where ids last over a video; mots, hota, identity
+    (by class) where they do; stq, vpq where both are so; ap where segments have a confidence. Rows of other datasets
+    in the table are left out. Families in `further`, computed from pixels, take the place of the table's.
 
-    Raises: DataError when the table has no row of this dataset.
+    Raises: DataError when there is no row of this dataset, nor anything further.
     """
     table = table.filter(pc.equal(table["dataset"], contract.dataset))
     if not table.num_rows:
+        if further:
+            return dict(further)
         raise DataError(f"nothing to score: the contingency table has no frame of {contract.dataset}")
-    scores = _frame_scores(table, contract)
-    if contract.video and contract.persistent:
-        scores |= _track_scores(table, contract)
-        if contract.background is None:
-            ids = [entry.id for entry in contract.classes]
-            quality = tracking_quality(table, ids, [entry.id for entry in contract.classes if entry.has_instances])
-            scores |= {"STQ": quality.stq, "AQ": quality.aq, "IoU": quality.iou}
-            scores["VPQ"] = video_panoptic_quality(table, ids)
-    return scores
+    rules = rules or protocol_of(contract.dataset)
+    rows = rows_of(table)
+    names = {entry.id: entry.name for entry in contract.classes}
+    things = {entry.id: entry.name for entry in contract.classes if entry.has_instances}
+    tracked, complete = contract.video and contract.persistent, contract.background is None
+    found: Families = {}
+    if complete or tracked:
+        found["pq"] = panoptic_quality.report(rows, names, things, rules.pq_crowd)
+        found["miou"] = semantic_iou.report(rows, names)
+    if tracked:
+        objects = {name: objects_of(rows, number) for number, name in things.items()}
+        found["mots"] = {name: mots.report(objects[name], number, rules.mots) for number, name in things.items()}
+        found["hota"] = {name: hota.report(objects[name], number) for number, name in things.items()}
+        found["identity"] = {name: identity.report(objects[name], number) for number, name in things.items()}
+    if tracked and complete:
+        found["stq"] = stq.report(rows, names, things)
+        found["vpq"] = vpq.report(rows, names, things, rules.vpq_windows, rules.vpq_crowd)
+    if contract.headline == "AP" or not np.isnan(rows.pred_score).all():
+        found["ap"] = mask_ap.report(rows, things)
+    return found | (further or {})
 
 
-def headline(scores: dict[str, float | None], contract: ScoredContract) -> float | None:
-    """The score that the contract names, out of the result of `score`; None when it is undefined or not computed."""
+def flat(families: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores as one mapping, as MLflow wants them: `PQ`, `PQ/<class>`, `sMOTSA` (mean over classes), ...
+
+    Lists, per-sequence scores and the counts but IDS, which is summed over the classes, stay in the report.
+    """
+    found: dict[str, float | None] = {}
+    if "pq" in families:
+        report = families["pq"]
+        found |= {"PQ": report["All"]["pq"], "SQ": report["All"]["sq"], "RQ": report["All"]["rq"]}
+        found |= {"PQ_things": report["Things"]["pq"], "PQ_stuff": report["Stuff"]["pq"]}
+    if "miou" in families:
+        found |= {name: families["miou"][name] for name in ("mIoU", "fwIoU", "mACC", "pACC")}
+    tracks = [_over_classes(families[family]) for family in _PER_CLASS if family in families]
+    for means, _ in tracks:
+        found |= means
+    found |= {name: value for name, value in families.get("stq", {}).items() if name in ("STQ", "AQ")}
+    if "stq" in families:
+        found["STQ_SQ"] = families["stq"]["SQ"]
+    if "vpq" in families:
+        found["VPQ"] = families["vpq"]["mean"]
+    found |= {name: value for name, value in families.get("ap", {}).items() if name != "per_class"}
+    found |= families.get("jf", {})
+    for family, metric, label in (("pq", "pq", "PQ"), ("miou", "iou", "IoU"), ("ap", "AP", "AP")):
+        per_class = families.get(family, {}).get("per_class", {})
+        found |= {f"{label}/{name}": values[metric] for name, values in per_class.items()}
+    for _, per_class in tracks:
+        found |= per_class
+    return found
+
+
+def _over_classes(reports: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Means over the classes of every ratio (of IDS the sum), and the values of each class as `<metric>/<class>`."""
+    kept = ("sMOTSA", "MOTSA", "MOTSP", "IDS", "HOTA", "DetA", "AssA", "LocA", "IDF1", "IDP", "IDR")
+    metrics = [name for name in next(iter(reports.values()), {}) if name in kept]
+    means = {name: mean([report[name] for report in reports.values()]) for name in metrics if name != "IDS"}
+    if "IDS" in metrics:
+        means["IDS"] = float(sum(report["IDS"] for report in reports.values()))
+    per_class = {f"{m}/{name}": report[m] for m in metrics for name, report in reports.items()}
+    return means, per_class
+
+
+def headline(scores: Mapping[str, float | None], contract: ScoredContract) -> float | None:
+    """The score that the contract names, out of the result of `flat`; None when it is undefined or not computed."""
     return scores.get(contract.headline)
-
-
-def _frame_scores(table: pa.Table, contract: ScoredContract) -> dict[str, float | None]:
-    ids = [entry.id for entry in contract.classes]
-    things = [entry.id for entry in contract.classes if entry.has_instances]
-    counts, ious = count_matches(table, ids), class_iou(table, ids)
-    total = average(counts, ids)
-    return {
-        "PQ": total.pq,
-        "SQ": total.sq,
-        "RQ": total.rq,
-        "PQ_things": average(counts, things).pq,
-        "PQ_stuff": average(counts, sorted(set(ids) - set(things))).pq,
-        "mIoU": mean(list(ious.values())),
-        **{f"PQ/{entry.name}": class_quality(counts[entry.id]).pq for entry in contract.classes},
-        **{f"IoU/{entry.name}": ious[entry.id] for entry in contract.classes},
-    }
-
-
-def _track_scores(table: pa.Table, contract: ScoredContract) -> dict[str, float | None]:
-    per_class = {entry.name: _class_scores(table, entry.id) for entry in contract.classes if entry.has_instances}
-    metrics = list(dict.fromkeys(metric for values in per_class.values() for metric in values))
-    means = {metric: mean([values[metric] for values in per_class.values()]) for metric in metrics if metric != "IDS"}
-    return means | {f"{metric}/{name}": per_class[name][metric] for metric in metrics for name in per_class}
-
-
-def _class_scores(table: pa.Table, native_class: int) -> dict[str, float | None]:
-    counts, tracking = count_tracks(table, native_class), hota(table, native_class)
-    return {
-        "sMOTSA": counts.smotsa,
-        "MOTSA": counts.motsa,
-        "MOTSP": counts.motsp,
-        "IDS": float(counts.id_switches),
-        "HOTA": tracking.hota,
-        "DetA": tracking.det_a,
-        "AssA": tracking.ass_a,
-        "IDF1": idf1(table, native_class),
-    }

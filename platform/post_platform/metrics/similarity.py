@@ -1,8 +1,11 @@
-"""Mask IoU of all true and predicted objects of one class, frame by frame, as TrackEval prepares it for HOTA and IDF1.
+"""The objects of one class and how much they overlap: what MOTS, HOTA and identity scores are computed from.
 
-Source: TrackEval's KITTI-MOTS preparation, which drops unmatched predictions that lie to more than half in the merged
-ignore region. A match (IoU of at least 0.5) has at least half of the prediction on an object, so none needs to be found
-for this. Where mots_tools asks for IoU above 0.5, TrackEval includes 0.5.
+Source: TrackEval's and mots_tools' preparation of KITTI-MOTS, which drop an unmatched prediction when more than half of
+it lies in the merged ignore region (void, and crowd of any class). A matched one has at least half of its pixels on a
+true object, so it never lies there: what is dropped does not depend on the matching, nor on whether an IoU of exactly
+0.5 is a match.
+Deviation: objects are taken in ascending order of their ids, where TrackEval takes them in the order of its files. Only
+assignments of exactly equal value (two predictions that are the halves of one object) can depend on it.
 """
 
 from __future__ import annotations
@@ -11,93 +14,138 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from scipy.optimize import linear_sum_assignment
 
 from post_platform.labels import UNIDENTIFIED
-from post_platform.metrics.segments import group, rows_of
+from post_platform.metrics.segments import Rows, group, rows_of
 
 EPSILON = float(np.finfo(np.float64).eps)  # TrackEval's slack for "at least"
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The objects of one class in one frame: track numbers within the sequence, 0..n-1, and their mask IoU.
+class Detections:
+    """Objects of single frames, ascending in (moment, identity); `track` numbers (video, identity) from 0.
 
-    Shape: truth (n,), pred (m,), iou (n, m).
+    Shape: all (n,).
     """
 
-    truth: np.ndarray
-    pred: np.ndarray
-    iou: np.ndarray
+    video: np.ndarray
+    moment: np.ndarray
+    frame: np.ndarray
+    identity: np.ndarray
+    track: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    def frames_of_tracks(self) -> np.ndarray:
+        """In how many frames each track is."""
+        return np.bincount(self.track)
+
+    def where(self, keep: np.ndarray) -> Detections:
+        """The objects for which `keep` is true; their tracks are numbered anew."""
+        video, identity = self.video[keep], self.identity[keep]
+        return Detections(video, self.moment[keep], self.frame[keep], identity, group(video, identity).of_row)
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """The frames of one sequence in which there is any object of the class, and how many tracks there are."""
+class Objects:
+    """All objects of one class, and every pair of a true and a predicted one of a frame that shares a pixel.
 
-    frames: tuple[Frame, ...]
-    true_tracks: int
-    pred_tracks: int
+    `ignored` are the predictions dropped in ignore regions; they are not in `pred`. Pairs are ascending in (true,
+    predicted), thus in time: `t` and `p` are places in `truth` and `pred`, `shared` and `union` exact pixel counts.
+    """
 
-    def matrix(self, values: list[np.ndarray]) -> np.ndarray:
-        """The sum over frames of per-frame (n, m) values, as (true tracks, predicted tracks)."""
-        total = np.zeros((self.true_tracks, self.pred_tracks))
-        for frame, value in zip(self.frames, values, strict=True):
-            total[np.ix_(frame.truth, frame.pred)] += value
-        return total
+    native_class: int
+    names: tuple[str, ...]
+    truth: Detections
+    pred: Detections
+    ignored: Detections
+    t: np.ndarray
+    p: np.ndarray
+    shared: np.ndarray
+    union: np.ndarray
 
-    def frames_of_truth(self) -> np.ndarray:
-        """In how many frames each true track is."""
-        return np.bincount(np.concatenate([f.truth for f in self.frames]), minlength=self.true_tracks)
+    @property
+    def iou(self) -> np.ndarray:
+        """Mask IoU of each pair."""
+        return self.shared / self.union
 
-    def frames_of_pred(self) -> np.ndarray:
-        """In how many frames each predicted track is."""
-        return np.bincount(np.concatenate([f.pred for f in self.frames]), minlength=self.pred_tracks)
+    def contested(self, candidates: np.ndarray) -> np.ndarray:
+        """The moments, ascending, in which an object has several of the candidate pairs."""
+        t, p = self.t[candidates], self.p[candidates]
+        several = (np.bincount(t)[t] > 1) | (np.bincount(p)[p] > 1)
+        return np.unique(self.truth.moment[t[several]])
 
+    def pairs_of(self, moment: int) -> slice:
+        """Where the pairs of a moment lie."""
+        return slice(*np.searchsorted(self.t, _span(self.truth.moment, moment)).tolist())
 
-def sequences(table: pa.Table, native_class: int) -> list[Sequence]:
-    """Every sequence of the table that has an object of the class, true or predicted (and not dropped)."""
-    of_class = pc.or_(pc.equal(table["truth_class"], native_class), pc.equal(table["pred_class"], native_class))
-    rows = rows_of(table.filter(of_class))
-    truth = group(rows.video, rows.moment, rows.truth_class, rows.truth_instance)
-    pred = group(rows.video, rows.moment, rows.pred_class, rows.pred_track)
-    truth_area, pred_area = truth.total(rows.pixels), pred.total(rows.pixels)
-    ignored = 2 * pred.total(rows.pixels * (rows.void | rows.crowd)) > pred_area
-    is_truth = (truth.keys[:, 2] == native_class) & (truth.keys[:, 3] != UNIDENTIFIED)
-    is_pred = (pred.keys[:, 2] == native_class) & (pred.keys[:, 3] != 0) & ~ignored
-    pair = group(truth.of_row, pred.of_row)
-    shared, (t, p) = pair.total(rows.pixels), pair.keys.T
-    objects = is_truth[t] & is_pred[p]
-    t, p, shared = t[objects], p[objects], shared[objects]
-    iou = shared / (truth_area[t] + pred_area[p] - shared)
+    def assign(self, moment: int, score: np.ndarray) -> np.ndarray:
+        """Which pairs of a moment the one-to-one assignment of the greatest total score holds.
 
-    here, there = np.flatnonzero(is_truth), np.flatnonzero(is_pred)  # both in order of sequence and frame, like t
-    moments = np.unique(np.concatenate([truth.keys[here, 1], pred.keys[there, 1]]))
-    found: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-    for true, predicted, pairs in zip(
-        _slices(truth.keys[here, 1], moments),
-        _slices(pred.keys[there, 1], moments),
-        _slices(truth.keys[t, 1], moments),
-        strict=True,
-    ):
-        n, m = here[true], there[predicted]
-        values = np.zeros((len(n), len(m)))
-        values[np.searchsorted(n, t[pairs]), np.searchsorted(m, p[pairs])] = iou[pairs]
-        video = int(truth.keys[n[0], 0] if len(n) else pred.keys[m[0], 0])
-        found.setdefault(video, []).append((truth.keys[n, 3], pred.keys[m, 3], values))
-    return [_number_tracks(frames) for frames in found.values()]
+        The matrix is TrackEval's, objects without any pair included: equally good assignments are settled alike.
+        """
+        (top, bottom), (left, right) = _span(self.truth.moment, moment), _span(self.pred.moment, moment)
+        pairs = self.pairs_of(moment)
+        at = self.t[pairs] - top, self.p[pairs] - left
+        scores = np.zeros((bottom - top, right - left))
+        scores[at] = score
+        chosen = np.zeros(scores.shape, bool)
+        chosen[linear_sum_assignment(scores, maximize=True)] = True
+        return chosen[at]
 
 
-def _slices(ascending: np.ndarray, values: np.ndarray) -> list[slice]:
-    """Where each of `values` lies in an ascending array."""
-    edges = np.searchsorted(ascending, values), np.searchsorted(ascending, values, side="right")
-    return [slice(start, stop) for start, stop in zip(*edges, strict=True)]
+def objects_of(table: pa.Table | Rows | Objects, native_class: int) -> Objects:
+    """The objects of one class over all sequences; objects that are prepared already come back as they are.
 
+    MOTS, HOTA and identity scores begin with this, so whoever computes several of them prepares the objects once. A
+    predicted track 0 is a pixel without identity, not an object: the official result formats cannot express it.
+    """
+    if isinstance(table, Objects):
+        assert table.native_class == native_class, f"objects of class {table.native_class}, not {native_class}"
+        return table
+    rows = rows_of(table)
+    rows = rows.where((rows.truth_class == native_class) | (rows.pred_class == native_class))
+    is_truth = (rows.truth_class == native_class) & (rows.truth_instance < UNIDENTIFIED)
+    is_pred = (rows.pred_class == native_class) & (rows.pred_track != 0)
+    truth, t_of_row, truth_area = _detections(rows, is_truth, rows.truth_instance)
+    pred, p_of_row, pred_area = _detections(rows, is_pred, rows.pred_track)
 
-def _number_tracks(frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Sequence:
-    true_ids = np.unique(np.concatenate([truth for truth, _, _ in frames]))
-    pred_ids = np.unique(np.concatenate([pred for _, pred, _ in frames]))
-    numbered = (
-        Frame(np.searchsorted(true_ids, truth), np.searchsorted(pred_ids, pred), iou) for truth, pred, iou in frames
+    unknown = is_pred & (rows.void | rows.crowd)
+    in_ignore = np.bincount(p_of_row[unknown], rows.pixels[unknown], len(pred))  # float64: exact to 2^53
+    ignored = 2 * in_ignore > pred_area
+    both = is_truth & is_pred
+    both[both] = ~ignored[p_of_row[both]]
+    pairs = group(t_of_row[both], p_of_row[both])
+    t, p = pairs.keys.T
+    shared = pairs.total(rows.pixels[both])
+    return Objects(
+        native_class=native_class,
+        names=rows.names,
+        truth=truth,
+        pred=pred.where(~ignored),
+        ignored=pred.where(ignored),
+        t=t,
+        p=(np.cumsum(~ignored) - 1)[p],
+        shared=shared,
+        union=truth_area[t] + pred_area[p] - shared,
     )
-    return Sequence(tuple(numbered), len(true_ids), len(pred_ids))
+
+
+def _detections(rows: Rows, keep: np.ndarray, identities: np.ndarray) -> tuple[Detections, np.ndarray, np.ndarray]:
+    """The objects that the kept rows are of; for every row the place of its object (-1: not kept); their areas."""
+    groups = group(rows.moment[keep], identities[keep])
+    of_row = np.full(len(keep), -1, np.intp)
+    of_row[keep] = groups.of_row
+    video, frame = np.zeros((2, len(groups.keys)), np.int64)
+    video[groups.of_row], frame[groups.of_row] = rows.video[keep], rows.frame[keep]
+    moment, identity = groups.keys.T
+    found = Detections(video, moment, frame, identity, group(video, identity).of_row)
+    return found, of_row, groups.total(rows.pixels[keep])
+
+
+def _span(ascending: np.ndarray, value: int) -> tuple[int, int]:
+    """Where `value` lies in an ascending array."""
+    start, stop = np.searchsorted(ascending, (value, value + 1)).tolist()
+    return start, stop

@@ -18,44 +18,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from post_platform.labels import VOID
 from post_platform.metrics.segments import Rows, group, mean, ratio, rows_of
+from post_platform.metrics.semantic_iou import class_pixels
 
 
-@dataclass(frozen=True)
-class TrackingQuality:
-    """STQ, AQ and IoU as ratios; None where undefined."""
+def report(table: pa.Table | Rows, names: Collection[int], things: Collection[int]) -> dict[str, Any]:
+    """STQ, AQ and SQ (the class IoU) over all sequences together, and of each sequence alone by `dataset/sequence`.
 
-    stq: float | None
-    aq: float
-    iou: float | None
-
-
-def tracking_quality(table: pa.Table, classes: Collection[int], things: Collection[int]) -> TrackingQuality:
-    """STQ over all sequences of the table together: tubes are averaged over all, the confusion is summed."""
+    Together means that tubes are averaged over all sequences and their confusion is summed. `names`: the classes.
+    """
     rows = rows_of(table)
-    return _quality(rows, classes, things)
+    order = np.argsort(rows.video, kind="stable")  # a mask per sequence would look at every row as often
+    parts = np.split(order, np.searchsorted(rows.video[order], np.arange(1, len(rows.names))))
+    per_sequence = {
+        name: _quality(rows.where(part), names, things) for name, part in zip(rows.names, parts, strict=False)
+    }
+    return {**_quality(rows, names, things), "per_sequence": per_sequence}
 
 
-def tracking_quality_per_sequence(
-    table: pa.Table, classes: Collection[int], things: Collection[int]
-) -> dict[str, TrackingQuality]:
-    """STQ of each sequence alone, by name (`dataset/sequence`), in alphabetical order."""
-    rows = rows_of(table)
-    names = sorted(
-        {f"{d}/{s}" for d, s in zip(table["dataset"].to_pylist(), table["sequence"].to_pylist(), strict=True)}
-    )
-    return {name: _quality(rows.where(rows.video == k), classes, things) for k, name in enumerate(names)}
-
-
-def _quality(rows: Rows, classes: Collection[int], things: Collection[int]) -> TrackingQuality:
+def _quality(rows: Rows, classes: Collection[int], things: Collection[int]) -> dict[str, float | None]:
     aq, iou = _association(rows, things), _segmentation(rows, classes)
-    return TrackingQuality(None if iou is None else math.sqrt(aq * iou), aq, iou)
+    return {"STQ": None if iou is None else math.sqrt(aq * iou), "AQ": aq, "SQ": iou}
 
 
 def _association(rows: Rows, things: Collection[int]) -> float:
@@ -74,9 +63,6 @@ def _association(rows: Rows, things: Collection[int]) -> float:
 
 
 def _segmentation(rows: Rows, classes: Collection[int]) -> float | None:
-    rows = rows.where(np.isin(rows.truth_class, list(classes)))
-    confusion = np.zeros((VOID + 1, VOID + 1), np.int64)
-    np.add.at(confusion, (rows.truth_class, rows.pred_class), rows.pixels)
-    both = confusion.diagonal()
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - both
+    truth, pred, both = class_pixels(rows.where(np.isin(rows.truth_class, list(classes))))
+    union = truth + pred - both
     return mean([ratio(both[c], union[c]) for c in [*classes, VOID]])

@@ -1,35 +1,58 @@
-"""Video panoptic quality: PQ of tubes, a tube being one segment over a window of 1, 2, 3 or 4 successive frames.
+"""Video panoptic quality: PQ of tubes, a tube being one segment over a window of successive frames.
 
 Definition: VPQ_k is PQ with the segments of every window of k successive labelled frames of a sequence (windows slide
-by one frame) as tubes; VPQ is the mean of VPQ_1 ... VPQ_4, each an average over classes.
+by one frame) as tubes; VPQ is the mean of VPQ_k over several k, each an average over classes.
 
-Source: Kim et al., "Video Panoptic Segmentation" (2020), whose k = 0, 5, 10, 15 are these windows at five frames per
-label, as its Cityscapes-VPS evaluation. Other tools differ: deeplab2's VPQ counts crowd as missed objects.
-Deviations: as for PQ; the class of a tube is part of its identity, not that of the first frame.
+Source: Kim et al., "Video Panoptic Segmentation" (2020), with the rules of its Cityscapes-VPS evaluation: k = 1, 2, 3,
+4, which are the paper's 0, 5, 10, 15 at five frames per label. VIPSeg's tool has the same rules and k = 1, 2, 4, 6, 8.
+A sequence shorter than k frames has no window, so nothing of it counts in VPQ_k.
+Differences between tools: deeplab2's VPQ knows no crowd: it is an object like any other (`crowd="missed"`), which as a
+rule nothing matches.
+Deviations: as for PQ. The class of a tube is part of its identity; in the evaluation of Cityscapes-VPS an id has, in a
+window, the class and the crowd flag of the first frame it is in, so that an id whose class changes is one tube there
+and two here. VPQ_k is None when no window is that long, where that tool divides by zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from post_platform.metrics.panoptic_quality import Counts, average, match_segments
+from post_platform.metrics.panoptic_quality import Counts, average, class_groups, match_segments
 from post_platform.metrics.segments import Rows, mean, rows_of
 
-WINDOWS = (1, 2, 3, 4)
+Crowd = Literal["ignored", "missed"]
 
 
-def video_panoptic_quality(table: pa.Table, classes: Collection[int]) -> float | None:
-    """VPQ over the given classes; windows longer than every sequence are left out of the mean."""
-    return mean([average(count_tubes(table, classes, frames), classes).pq for frames in WINDOWS])
+def report(
+    table: pa.Table | Rows,
+    names: Mapping[int, str],
+    things: Collection[int],
+    windows: Sequence[int] = (1, 2, 3, 4),
+    crowd: Crowd = "ignored",
+) -> dict[str, Any]:
+    """VPQ_k by k (as text) and their `mean`, over all classes in `names`; the same over things and over stuff.
+
+    A window longer than every sequence is None, and left out of the mean.
+    """
+    rows = rows_of(table)
+    counts = {frames: count_tubes(rows, names, frames, crowd) for frames in windows}
+    found = {}
+    for label, classes in class_groups(names, things).items():
+        values = {str(frames): average(counts[frames], classes).pq for frames in windows}
+        found[label] = {**values, "mean": mean(list(values.values()))}
+    return {**found.pop("All"), **found}
 
 
-def count_tubes(table: pa.Table, classes: Collection[int], frames: int) -> dict[int, Counts]:
+def count_tubes(
+    table: pa.Table | Rows, classes: Collection[int], frames: int, crowd: Crowd = "ignored"
+) -> dict[int, Counts]:
     """Matches of every class, summed over all windows of `frames` successive frames of all sequences."""
-    return match_segments(_windows(rows_of(table), frames), classes)
+    return match_segments(_windows(rows_of(table), frames), classes, "every" if crowd == "ignored" else "missed")
 
 
 def _windows(rows: Rows, frames: int) -> Rows:

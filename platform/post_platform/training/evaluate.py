@@ -20,7 +20,7 @@ from post_platform.data.load import read_frame
 from post_platform.errors import DataError, PostError
 from post_platform.labels import Contract, judged, load_contract
 from post_platform.metrics.contingency import frame_table, merge
-from post_platform.metrics.score import headline, score
+from post_platform.metrics.score import flat, headline, score
 from post_platform.training import checkpoint
 from post_platform.training.vocabulary import projection_of
 
@@ -137,7 +137,7 @@ def scores_of(tables: Sequence[pa.Table]) -> Scores:
     """All scores of every dataset in the frames' contingency tables, undefined ones None."""
     table = merge(tables)
     names = pc.unique(table["dataset"]).to_pylist()
-    return {name: score(table, load_contract(name)) for name in sorted(names)}
+    return {name: flat(score(table, load_contract(name))) for name in sorted(names)}
 
 
 def mean_score(scores: Scores) -> float | None:

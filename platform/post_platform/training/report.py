@@ -19,7 +19,7 @@ from post_platform.training.evaluate import Scores
 if TYPE_CHECKING:
     from post_platform.training.launch import Outcome
 
-COLUMNS = ("PQ", "SQ", "RQ", "sMOTSA", "MOTSA", "STQ", "AQ", "IoU", "mIoU")
+COLUMNS = ("PQ", "SQ", "RQ", "sMOTSA", "MOTSA", "STQ", "AQ", "VPQ", "mIoU")
 SECONDS_BETWEEN_LINES = 15
 
 

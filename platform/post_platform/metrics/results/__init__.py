@@ -13,14 +13,26 @@ from pathlib import Path
 
 from post_platform.errors import ConfigError, nearest
 from post_platform.labels import available
+from post_platform.metrics.results.count import count_results
 from post_platform.metrics.results.pair import FramePair, ResultFrame, Results
+from post_platform.metrics.results.seqmap import read_seqmap, within
 
-__all__ = ["FramePair", "ResultFrame", "Results", "read_results", "readable", "write_results"]
+__all__ = [
+    "FramePair",
+    "ResultFrame",
+    "Results",
+    "count_results",
+    "read_results",
+    "read_seqmap",
+    "readable",
+    "within",
+    "write_results",
+]
 
 
 def readable() -> list[str]:
-    """Names of the datasets whose result files can be read."""
-    return [name for name in available() if importlib.util.find_spec(f"{__name__}.{name}")]
+    """Names of the datasets, and formats, whose result files can be read."""
+    return [name for name in (*available(), "coco_instances") if importlib.util.find_spec(f"{__name__}.{name}")]
 
 
 def read_results(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] | None = None) -> Results:
@@ -42,6 +54,6 @@ def write_results(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> 
 
     Raises: ConfigError for a dataset that has no writer; DataError naming the frame that the format cannot express.
     """
-    if dataset not in readable():
-        raise ConfigError(f"no writer of {dataset!r} results{nearest(dataset, readable())}")
+    if dataset not in (writable := [name for name in readable() if name in available()]):
+        raise ConfigError(f"no writer of {dataset!r} results{nearest(dataset, writable)}")
     importlib.import_module(f"{__name__}.{dataset}").write(frames, Path(folder))

@@ -23,7 +23,7 @@ from post_platform.metrics.results.pair import (
     require_size,
 )
 
-Work = list[tuple[str, int, bdd100k_mots.Stored, bdd100k_mots.Stored]]
+Work = list[tuple[int, bdd100k_mots.Stored, bdd100k_mots.Stored]]  # frame, truth and prediction
 
 
 def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
@@ -31,13 +31,18 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
     require_folder(truth, "truth")
     require_folder(predictions, "predictions")
     true_videos, pred_videos = _videos(truth), _videos(predictions)
-    work: Work = []
+    work: dict[str, Work] = {}
     for name in choose(list(true_videos), list(pred_videos), sequences, predictions):
         true_frames = bdd100k_mots.video_labels(name, true_videos[name])
         pred_frames = bdd100k_mots.video_labels(name, pred_videos[name])
         require_frames(list(true_frames), list(pred_frames), pred_videos[name])
-        work += [(name, frame, label, pred_frames[frame]) for frame, label in true_frames.items()]
-    return Results(load_contract("bdd100k_mots"), len(work), _pairs(work))
+        work[name] = [(frame, label, pred_frames[frame]) for frame, label in true_frames.items()]
+    counts = {name: len(frames) for name, frames in work.items()}
+    return Results(
+        load_contract("bdd100k_mots"),
+        counts,
+        lambda names: (pair for name in names for pair in _pairs(name, work[name])),
+    )
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -65,8 +70,8 @@ def _videos(folder: Path) -> dict[str, Path]:
     return subfolders([folder]) | {path.stem: path for path in files}
 
 
-def _pairs(work: Work) -> Iterator[FramePair]:
-    for video, frame, true_label, pred_label in work:
+def _pairs(video: str, work: Work) -> Iterator[FramePair]:
+    for frame, true_label, pred_label in work:
         where = f"{video}/{frame:06d}"
         # Run lengths of an empty frame do not tell its size; where both sides are empty, none is scored.
         true_size = bdd100k_mots.size_of(true_label, f"truth {where}")

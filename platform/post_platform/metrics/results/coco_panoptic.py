@@ -6,34 +6,13 @@ Any dataset in this format can be scored: classes and thing flags are those of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from post_platform.errors import DataError
 from post_platform.labels import VOID, load_contract
 from post_platform.metrics.results import panoptic_json
 from post_platform.metrics.results.pair import ResultFrame, Results
-
-
-@dataclass(frozen=True)
-class Category:
-    """A class as the truth's JSON describes it."""
-
-    id: int
-    name: str
-    has_instances: bool
-
-
-@dataclass(frozen=True)
-class JsonContract:
-    """The categories of a JSON: single images, every pixel labelled."""
-
-    classes: tuple[Category, ...]
-    dataset: str = "coco_panoptic"
-    background: None = None
-    persistent: bool = False
-    video: bool = False
-    headline: str = "PQ"
+from post_platform.metrics.saved import SavedClass, SavedContract
 
 
 def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
@@ -59,16 +38,16 @@ def _name(frame: ResultFrame) -> tuple[int | str, str]:
     return int(frame.sequence) if frame.sequence.isdecimal() else frame.sequence, frame.sequence
 
 
-def _contract(file: Path) -> JsonContract:
+def _contract(file: Path) -> SavedContract:
     try:
         entries = panoptic_json.load(file)["categories"]
-        listed = [Category(int(entry["id"]), str(entry["name"]), bool(entry["isthing"])) for entry in entries]
+        listed = [SavedClass(int(entry["id"]), str(entry["name"]), bool(entry["isthing"])) for entry in entries]
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(f"{file}: malformed categories ({error!r})") from error
     ids = [entry.id for entry in listed]
     if len(set(ids)) < len(ids) or not all(0 <= number < VOID for number in ids):
         raise DataError(f"{file}: category ids must be different and in 0..{VOID - 1}")
-    return JsonContract(tuple(listed))
+    return SavedContract(tuple(listed), "coco_panoptic")
 
 
 def _images(path: Path, categories: set[int]) -> panoptic_json.Listed[panoptic_json.Annotation]:

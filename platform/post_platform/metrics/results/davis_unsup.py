@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -26,12 +27,13 @@ from post_platform.metrics.results.pair import (
     require_plain,
     require_size,
 )
+from post_platform.metrics.score import Families
 from post_platform.runs import distinct
 
 MAX_PROPOSALS = 20  # per sequence; the official tool takes no more
 
 logger = logging.getLogger(__name__)
-Work = list[tuple[str, int, Path, Path]]
+Work = dict[str, list[tuple[int, Path, Path]]]
 
 
 def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
@@ -42,16 +44,20 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
     require_folder(truth, "truth")
     require_folder(predictions, "predictions")
     true_folders, pred_folders = subfolders([truth]), subfolders([predictions])
-    work: Work = []
+    work: Work = {}
     for name in choose(list(true_folders), list(pred_folders), sequences, predictions):
         true_files, pred_files = (numbered(folders[name], (".png",)) for folders in (true_folders, pred_folders))
         require_frames(list(true_files), list(pred_files), pred_folders[name])
-        work += [(name, frame, path, pred_files[frame]) for frame, path in true_files.items()]
-    compared = (
-        Frame(pair.sequence, pair.truth_instances, pair.truth_classes == VOID, pair.pred_tracks)
-        for pair in _pairs(work)
-    )
-    return Results(load_contract("davis_unsup"), len(work), _pairs(work), lambda: j_and_f(compared))
+        work[name] = [(frame, path, pred_files[frame]) for frame, path in true_files.items()]
+
+    def further() -> Families:
+        pairs = _pairs(work, list(work))
+        return {
+            "jf": j_and_f(Frame(p.sequence, p.truth_instances, p.truth_classes == VOID, p.pred_tracks) for p in pairs)
+        }
+
+    counts = {name: len(frames) for name, frames in work.items()}
+    return Results(load_contract("davis_unsup"), counts, partial(_pairs, work), further)
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -97,10 +103,10 @@ def _pair(true_path: Path, pred_path: Path) -> tuple[np.ndarray, np.ndarray, np.
     return classes, instances, np.where(pred > 0, OBJECT, 0).astype(np.uint8), pred.astype(np.int32)
 
 
-def _pairs(work: Work) -> Iterator[FramePair]:
-    for sequence, group in groupby(work, key=lambda item: item[0]):
+def _pairs(work: Work, names: Sequence[str]) -> Iterator[FramePair]:
+    for sequence in names:
         proposals: set[int] = {0}
-        for _, frame, true_path, pred_path in group:
+        for frame, true_path, pred_path in work[sequence]:
             pair = FramePair(sequence, frame, *_pair(true_path, pred_path))
             proposals.update(distinct(pair.pred_tracks).tolist())
             if len(proposals) > 1 + MAX_PROPOSALS:

@@ -5,6 +5,7 @@ A text line is `frame id class height width rle`, with compressed COCO run lengt
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from post_platform.datasets.files import MAX_PIXELS, decode_label_png, is_junk, numbered, read_lines, subfolders
-from post_platform.datasets.masks import decode_mask, encode_mask
+from post_platform.datasets.masks import encode_mask, run_lengths
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, load_contract
+from post_platform.metrics.contingency import run_table
 from post_platform.metrics.results.pair import (
     FramePair,
+    Pair,
     ResultFrame,
     Results,
     choose,
@@ -45,6 +49,11 @@ class Line:
     width: int
     rle: str
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
 
 Frames = Mapping[int, Path] | Mapping[int, list[Line]]
 
@@ -63,9 +72,12 @@ def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] 
         name: _frames(contract, true_sources[name], pred_sources[name])
         for name in choose(list(true_sources), list(pred_sources), sequences, predictions)
     }
-    pairs = (pair for name, (true, pred) in work.items() for pair in _pairs(contract, name, true, pred))
-    count = sum(len(true.keys() | pred.keys()) for true, pred in work.values())
-    return Results(contract, count, pairs)
+    counts = {name: len(true.keys() | pred.keys()) for name, (true, pred) in work.items()}
+
+    def pairs(names: Sequence[str]) -> Iterator[Pair]:
+        return (pair for name in names for pair in _pairs(contract, name, *work[name]))
+
+    return Results(contract, counts, pairs)
 
 
 def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -174,28 +186,126 @@ def parse(contract: Contract, path: Path, ids_tell_class: bool = False) -> dict[
     return frames
 
 
-def _pairs(contract: Contract, sequence: str, truth: Frames, pred: Frames) -> Iterator[FramePair]:
-    known = [entry.id for entry in contract.classes]
+@dataclass(frozen=True)
+class RunPair:
+    """One frame as runs of pixels that have the same truth and the same prediction; see `contingency.run_table`.
+
+    Shape: (runs,) each.
+    """
+
+    sequence: str
+    frame: int
+    lengths: np.ndarray
+    truth_classes: np.ndarray
+    truth_instances: np.ndarray
+    pred_classes: np.ndarray
+    pred_tracks: np.ndarray
+
+    def table(self, dataset: str) -> pa.Table:
+        """Its contingency table."""
+        return run_table(dataset, **vars(self))
+
+
+def _pairs(contract: Contract, sequence: str, truth: Frames, pred: Frames) -> Iterator[Pair]:
+    true_lines, pred_lines = _texts(truth), _texts(pred)
+    if true_lines is not None and pred_lines is not None:
+        yield from _run_pairs(sequence, true_lines, pred_lines)
+        return
     for frame in sorted(truth.keys() | pred.keys()):
         source = pred.get(frame)
-        true_maps, pred_maps = _maps(truth.get(frame), known), _maps(source, known)
+        true_maps, pred_maps = _maps(contract, truth.get(frame)), _maps(contract, source)
         if true_maps is None:
             assert pred_maps is not None
             true_maps = (np.zeros_like(pred_maps[0]), np.zeros_like(pred_maps[1]))
         if pred_maps is None:
             pred_maps = (np.zeros_like(true_maps[0]), np.zeros_like(true_maps[1]))
-        (classes, instances), (pred_classes, pred_tracks) = true_maps, pred_maps
-        require_size(pred_classes, classes, source[0].where if isinstance(source, list) else str(source))
-        pred_tracks = np.where(pred_classes == IGNORE, 0, pred_tracks)
-        pred_classes = np.where(pred_classes == IGNORE, 0, pred_classes).astype(np.uint8)
-        instances = np.where(np.isin(classes, known), (instances - 1) % IDS_PER_CLASS + 1, 0).astype(np.uint16)
-        classes = np.where(classes == IGNORE, VOID, classes).astype(np.uint8)
-        yield FramePair(sequence, frame, classes, instances, pred_classes, pred_tracks)
+        require_size(pred_maps[0], true_maps[0], source[0].where if isinstance(source, list) else str(source))
+        yield FramePair(sequence, frame, *_judged(*true_maps), *_said(*pred_maps))
 
 
-def _maps(source: Path | list[Line] | None, known: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+def _texts(frames: Frames) -> dict[int, list[Line]] | None:
+    """The lines by frame; None for PNGs."""
+    lines = {frame: source for frame, source in frames.items() if isinstance(source, list)}
+    return lines if len(lines) == len(frames) else None
+
+
+def _run_pairs(sequence: str, truth: dict[int, list[Line]], pred: dict[int, list[Line]]) -> Iterator[RunPair]:
+    """Pairs of two texts. All frames lie on one line of pixels, column by column; only bounds on it are looked at."""
+    frames = sorted(truth.keys() | pred.keys())
+    sides = [[lines.get(frame, []) for frame in frames] for lines in (truth, pred)]
+    for true, found in zip(*sides, strict=True):
+        if true and found:
+            require_size(np.empty(found[0].size, bool), np.empty(true[0].size, bool), found[0].where)
+    ends = np.cumsum([0, *(math.prod((true or found)[0].size) for true, found in zip(*sides, strict=True))])
+    edges, owners, values = [ends], [], []
+    for side, meaning in zip(sides, (_judged, _said), strict=True):
+        lines = [line for listed in side for line in listed]
+        bounds, numbers = _spans(lines, np.repeat(ends[:-1], list(map(len, side))))
+        edges.append(bounds)
+        owners.append(np.append(numbers, 0))
+        values.append(meaning(*_values(lines)))
+    positions, origins = np.concatenate(edges), np.repeat(np.arange(3), list(map(len, edges)))
+    order = np.argsort(positions, kind="stable")
+    positions, origins = positions[order], origins[order]
+    lengths = np.diff(positions)
+    runs = np.flatnonzero(lengths)  # of bounds in one place, only the last has a run behind it
+    columns = [lengths[runs]]
+    for side_number in (1, 2):
+        passed = np.cumsum(origins == side_number)[runs]  # bounds of this side up to the run: odd inside a mask
+        owner = np.where(passed & 1, owners[side_number - 1][passed >> 1], 0)
+        columns += [value[owner] for value in values[side_number - 1]]
+    cuts = np.searchsorted(positions[runs], ends)
+    for frame, first, last in zip(frames, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        yield RunPair(sequence, frame, *(column[first:last] for column in columns))
+
+
+def _spans(lines: Sequence[Line], offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start, end, start, end, ... of the masks' runs in ascending order, and for each run its line's number from 1.
+
+    `offsets`: where on the line of pixels each mask's image begins.
+
+    Raises: DataError for two masks that share a pixel.
+    """
+    texts, heights, widths, where = (
+        [getattr(line, name) for line in lines] for name in ("rle", "height", "width", "where")
+    )
+    runs, edges = run_lengths(texts, heights, widths, where)
+    numbers = np.repeat(np.arange(1, len(lines) + 1), np.diff(edges))
+    sizes = np.multiply(heights, widths)
+    stops = np.cumsum(runs)[1::2] + (offsets + sizes - np.cumsum(sizes))[numbers - 1]
+    inside = runs[:, 1] > 0
+    stops, numbers, lengths = stops[inside], numbers[inside], runs[inside, 1]
+    order = np.argsort(stops, kind="stable")
+    stops, numbers = stops[order], numbers[order]
+    starts = stops - lengths[order]
+    for place in np.flatnonzero(starts[1:] < stops[:-1])[:1]:
+        other, line = (lines[number - 1] for number in sorted(numbers[place : place + 2]))
+        raise DataError(f"{line.where}: the mask of object {line.identity} overlaps object {other.identity}")
+    return np.stack([starts, stops], axis=1).reshape(-1), numbers
+
+
+def _values(lines: Sequence[Line]) -> tuple[np.ndarray, np.ndarray]:
+    """Native classes and native ids + 1 of the background, 0, and of each line."""
+    classes = np.array([0, *(line.native_class for line in lines)], np.int32)
+    return classes, np.array([0, *(line.identity + 1 for line in lines)], np.int32)
+
+
+def _judged(classes: np.ndarray, identities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Truth in the shared convention, out of native classes and native ids + 1."""
+    instances = np.where((classes > 0) & (classes != IGNORE), (identities - 1) % IDS_PER_CLASS + 1, 0)
+    return np.where(classes == IGNORE, VOID, classes).astype(np.uint8), instances.astype(np.uint16)
+
+
+def _said(classes: np.ndarray, identities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A result in the shared convention: what it would have ignored, it does not say."""
+    said = classes != IGNORE
+    return np.where(said, classes, 0).astype(np.uint8), np.where(said, identities, 0)
+
+
+def _maps(contract: Contract, source: Path | list[Line] | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Native classes and native ids + 1 of one frame, 0 = background; None for a text without this frame."""
     if isinstance(source, Path):
+        known = [entry.id for entry in contract.classes]
         values = decode_label_png(source, str(source), "I;16").astype(np.int32)
         classes = values // IDS_PER_CLASS
         wrong = values[~np.isin(classes, (0, *known, IGNORE)) | ((classes == 0) & (values > 0))]
@@ -203,18 +313,11 @@ def _maps(source: Path | list[Line] | None, known: Sequence[int]) -> tuple[np.nd
             first, last = min(known) * IDS_PER_CLASS, max(known) * IDS_PER_CLASS + IDS_PER_CLASS - 1
             raise DataError(f"{source}: value {wrong[0]}, must be 0, {first}..{last} or 10000")
         return classes, values + (values > 0)
-    return None if source is None else _paint(source)
-
-
-def _paint(lines: list[Line]) -> tuple[np.ndarray, np.ndarray]:
-    owner = np.zeros((lines[0].height, lines[0].width), np.int32)
-    for number, line in enumerate(lines, start=1):
-        mask = decode_mask(line.rle, line.height, line.width, line.where)
-        below = owner[mask]
-        if below.any():
-            other = lines[below.max() - 1]
-            raise DataError(f"{line.where}: the mask of object {line.identity} overlaps object {other.identity}")
-        owner[mask] = number
-    classes = np.array([0, *(line.native_class for line in lines)], np.int32)
-    identities = np.array([0, *(line.identity + 1 for line in lines)], np.int32)
+    if source is None:
+        return None
+    height, width = source[0].size
+    bounds, numbers = _spans(source, np.zeros(len(source), np.int64))
+    owners = np.append(np.stack([np.zeros_like(numbers), numbers], axis=1), 0)  # of what lies before each bound
+    owner = np.repeat(owners, np.diff(bounds, prepend=0, append=height * width)).reshape(width, height).T
+    classes, identities = _values(source)
     return classes[owner], identities[owner]

@@ -6,19 +6,36 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from post_platform.errors import DataError, nearest
-from post_platform.metrics.score import ScoredContract
+from post_platform.metrics.contingency import frame_table
+from post_platform.metrics.score import Families, ScoredContract
 
 logger = logging.getLogger(__name__)
 
 
+class Pair(Protocol):
+    """A frame's truth and prediction, in whatever form they are counted fastest."""
+
+    @property
+    def sequence(self) -> str:
+        """Its sequence."""
+
+    @property
+    def frame(self) -> int:
+        """Its number in the sequence."""
+
+    def table(self, dataset: str) -> pa.Table:
+        """Its contingency table."""
+
+
 @dataclass(frozen=True)
 class FramePair:
-    """The four label maps of one frame, in the convention of `contingency.frame_table`.
+    """The four label maps of one frame, in the convention of `contingency.frame_table`; scores by (class, track).
 
     Shape: (H, W) each.
     """
@@ -29,19 +46,35 @@ class FramePair:
     truth_instances: np.ndarray
     pred_classes: np.ndarray
     pred_tracks: np.ndarray
+    pred_scores: Mapping[tuple[int, int], float] | None = None
+
+    def table(self, dataset: str) -> pa.Table:
+        """Its contingency table."""
+        return frame_table(dataset, **vars(self))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What is to be scored: `count` frames, decoded one at a time, and the contract that says which scores apply.
+    """What is to be scored: how many frames each sequence has, and `read`, which decodes those of some, one by one.
 
-    `further` computes official scores that the contingency table cannot give: those of overlapping masks, of borders.
+    `further` computes the official scores that no contingency table gives, as further families: those of overlapping
+    masks, of borders. `read` may be called for each sequence in a process of its own.
     """
 
     contract: ScoredContract
-    count: int
-    frames: Iterator[FramePair]
-    further: Callable[[], dict[str, float | None]] | None = None
+    counts: Mapping[str, int]
+    read: Callable[[Sequence[str]], Iterator[Pair]]
+    further: Callable[[], Families] | None = None
+
+    @property
+    def count(self) -> int:
+        """Frames of all sequences."""
+        return sum(self.counts.values())
+
+    @property
+    def frames(self) -> Iterator[Pair]:
+        """All frames, sequence by sequence."""
+        return self.read(list(self.counts))
 
 
 @dataclass(frozen=True)

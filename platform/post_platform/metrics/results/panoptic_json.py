@@ -20,12 +20,13 @@ from post_platform.datasets.files import decode_label_png, is_junk
 from post_platform.datasets.frame import Label
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, legal_classes, thing_table
+from post_platform.metrics.contingency import OVERLOOKED_CROWD
 from post_platform.metrics.results.pair import FramePair, ResultFrame, Results, choose, require_size
 from post_platform.metrics.score import ScoredContract
 from post_platform.runs import distinct
 
 T = TypeVar("T")
-Segment = tuple[int, int, bool]  # id, category, crowd
+Segment = tuple[int, int, int]  # id, category, what stands for it if it is crowd (else 0)
 Maps = tuple[np.ndarray, np.ndarray]  # classes and instances
 Listed = dict[str, dict[int, T]]  # sequence -> frame -> what is known of it
 Decoder = Callable[[Iterable[T]], Callable[[T], Maps]]  # all frames of a sequence -> what decodes one of them
@@ -88,7 +89,7 @@ def read_annotations(
             image = str(entry["image_id"])
             name = f"{image}.png" if named_by_id else str(entry["file_name"])
             listed = entry["segments_info"]
-            segments = tuple((int(s["id"]), int(s["category_id"]), bool(s.get("iscrowd", 0))) for s in listed)
+            segments = _segments([(int(s["id"]), int(s["category_id"]), bool(s.get("iscrowd", 0))) for s in listed])
             if image in found:
                 raise DataError(f"{file}: image {image} is annotated twice")
             require_plain(name, f"{file}, image {image}")
@@ -101,10 +102,19 @@ def read_annotations(
                     raise DataError(
                         f"{file}, image {image}: segment {segment} has unknown category {category}; {known}"
                     )
-            found[image] = Annotation(folder / name, tuple(sorted(segments)))
+            found[image] = Annotation(folder / name, segments)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(f"{file}: malformed annotations ({error!r})") from error
     return found
+
+
+def _segments(listed: list[tuple[int, int, bool]]) -> tuple[Segment, ...]:
+    """Segments by ascending id; of several crowd segments of a class, panopticapi sees the last of the list alone."""
+    last = {category: number for number, category, crowd in listed if crowd}
+    return tuple(
+        (number, category, (UNIDENTIFIED if last[category] == number else OVERLOOKED_CROWD) if crowd else 0)
+        for number, category, crowd in sorted(listed)
+    )
 
 
 def with_image_ids(file: Path, entries: Any, folder: Path) -> Any:
@@ -158,8 +168,8 @@ def results(
             )
         if unasked:
             raise DataError(f"{predictions}: {name}/{unasked[0]:06d} has no truth ({len(unasked)} such frames)")
-    count = sum(len(truth[name]) for name in names)
-    return Results(contract, count, _pairs(names, truth, decoder, found))
+    counts = {name: len(truth[name]) for name in names}
+    return Results(contract, counts, lambda chosen: _pairs(chosen, truth, decoder, found))
 
 
 def _pairs(
@@ -171,7 +181,7 @@ def _pairs(
             classes, instances = true_maps(true)
             pred_classes, pred_tracks = pred_maps(found[name][frame])
             require_size(pred_classes, classes, str(found[name][frame].png))
-            yield FramePair(name, frame, classes, instances.astype(np.uint16), pred_classes, pred_tracks)
+            yield FramePair(name, frame, classes, instances, pred_classes, pred_tracks)
 
 
 def labels(decode: Callable[[T], Label]) -> Decoder[T]:
@@ -185,7 +195,7 @@ def labels(decode: Callable[[T], Label]) -> Decoder[T]:
 
 
 def numbered(frames: Iterable[Annotation]) -> Callable[[Annotation], Maps]:
-    """What decodes the images of a sequence: classes, and segments numbered from 1 by ascending id, crowd 65535.
+    """What decodes the images of a sequence: classes, and segments numbered from 1 by ascending id, or crowd.
 
     A number means one id in all of them. Stuff is numbered too, so that no two segments are merged.
 
@@ -213,9 +223,9 @@ def _maps(annotation: Annotation, ids: np.ndarray) -> Maps:
     if not drawn.all():
         raise DataError(f"{png}: has no pixel of segment {own[drawn.argmin()]}, which the JSON lists")
     classes = np.array([VOID, *(category for _, category, _ in segments)], np.uint8)
-    crowd = np.array([False, *(crowd for _, _, crowd in segments)])
+    crowd = np.array([0, *(crowd for _, _, crowd in segments)])
     numbers = np.concatenate([[0], np.searchsorted(ids, own) + 1])
-    return classes[place], np.where(crowd, UNIDENTIFIED, numbers).astype(np.int32)[place]
+    return classes[place], np.where(crowd, crowd, numbers).astype(np.int32)[place]
 
 
 def _content(png: Path) -> Path | bytes:

@@ -68,9 +68,12 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
         if not is_junk(path.name)
     }
     chosen = choose(list(true_files), list(pred_files), sequences, predictions)
-    work = [(name, *true_files[name], pred_files[name]) for name in chosen]
-    pairs = (pair for item in work for pair in _pairs(*item))
-    return Results(CONTRACT, sum(listed.length for _, _, listed, _, _ in work), pairs)
+    counts = {name: true_files[name][1].length for name in chosen}
+
+    def pairs(names: Sequence[str]) -> Iterator[FramePair]:
+        return (pair for name in names for pair in _pairs(name, *true_files[name], pred_files[name]))
+
+    return Results(CONTRACT, counts, pairs)
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:

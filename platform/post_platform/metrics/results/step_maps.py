@@ -32,13 +32,16 @@ def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] 
     require_folder(truth, "truth")
     require_folder(predictions, "predictions")
     true_folders, pred_folders = subfolders([truth]), subfolders([predictions])
-    work: list[tuple[str, int, Path, Path]] = []
+    work: dict[str, list[tuple[int, Path, Path]]] = {}
     for name in choose(list(true_folders), list(pred_folders), sequences, predictions):
         true_files, pred_files = (numbered(folders[name], (".png",)) for folders in (true_folders, pred_folders))
         require_frames(list(true_files), list(pred_files), pred_folders[name])
-        work += [(name, frame, path, pred_files[frame]) for frame, path in true_files.items()]
+        work[name] = [(frame, path, pred_files[frame]) for frame, path in true_files.items()]
     contract = load_contract(dataset)
-    return Results(contract, len(work), _pairs(contract, work))
+    counts = {name: len(frames) for name, frames in work.items()}
+    return Results(
+        contract, counts, lambda names: (pair for name in names for pair in _pairs(contract, name, work[name]))
+    )
 
 
 def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -63,9 +66,9 @@ def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
         Image.fromarray(rgb).save(target)
 
 
-def _pairs(contract: Contract, work: list[tuple[str, int, Path, Path]]) -> Iterator[FramePair]:
+def _pairs(contract: Contract, sequence: str, frames: list[tuple[int, Path, Path]]) -> Iterator[FramePair]:
     thing = thing_table(contract)
-    for sequence, frame, true_path, pred_path in work:
+    for frame, true_path, pred_path in frames:
         classes, instances = _maps(contract, true_path)
         pred_classes, pred_tracks = _maps(contract, pred_path)
         require_size(pred_classes, classes, str(pred_path))

@@ -18,7 +18,9 @@ from post_platform.datasets.masks import decode_mask, encode_mask
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, load_contract
 from post_platform.metrics.results.pair import FramePair, ResultFrame, Results, choose
-from post_platform.metrics.track_ap import Track, Video, overlaps, track_ap
+from post_platform.metrics.score import Families
+from post_platform.metrics.track_ap import Track, Video, overlaps
+from post_platform.metrics.track_ap import report as track_ap
 from post_platform.runs import distinct
 
 MAX_LENGTH = 1 << 20  # frames of a video
@@ -54,14 +56,16 @@ def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] 
     footage = {entry.video.name: entry for entry in _read_truth(dataset, truth)}
     found = _read_predictions(dataset, _file(predictions), {entry.video.number: entry for entry in footage.values()})
     chosen = [footage[name] for name in choose(list(footage), list(footage), sequences, predictions)]
-    pairs = (pair for entry in chosen for pair in _pairs(entry, found.get(entry.video.number, ())))
     names = {entry.id: entry.name for entry in load_contract(dataset).classes}
 
-    def average_precision() -> dict[str, float | None]:
-        return track_ap([_overlapping(entry, found.get(entry.video.number, ())) for entry in chosen], names)
+    def pairs(wanted: Sequence[str]) -> Iterator[FramePair]:
+        return (pair for name in wanted for pair in _pairs(footage[name], found.get(footage[name].video.number, ())))
 
-    count = sum(len(entry.video.stamps) for entry in chosen)
-    return Results(load_contract(dataset), count, pairs, average_precision)
+    def average_precision() -> Families:
+        return {"ap": track_ap([_overlapping(entry, found.get(entry.video.number, ())) for entry in chosen], names)}
+
+    counts = {entry.video.name: len(entry.video.stamps) for entry in chosen}
+    return Results(load_contract(dataset), counts, pairs, average_precision)
 
 
 def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
