@@ -14,8 +14,9 @@ quickstart: env  ## toy city -> shards -> training -> scores, in minutes (ARGS="
 test: env  ## the tests (ARGS="tests/test_config.py")
 	@"$(PYTHON)" -m pytest $(ARGS)
 
-test-cluster: env  ## training killed in ten random ways, about a quarter of an hour
-	@POST_KILL_SEEDS="0 1 2 3 4 5 6 7 8 9" "$(PYTHON)" -m pytest tests/test_kills.py $(ARGS)
+test-cluster: env  ## training killed in ten random ways, and as a job on several nodes; about half an hour
+	@POST_KILL_SEEDS="0 1 2 3 4 5 6 7 8 9" "$(PYTHON)" -m pytest tests/test_kills.py tests/test_jobs.py tests/test_stopping.py \
+		-m "slow or not slow" $(ARGS)
 
 check: env  ## ruff and mypy
 	@"$(PYTHON)" -m ruff check . && "$(PYTHON)" -m ruff format --check . && "$(PYTHON)" -m mypy

@@ -26,6 +26,9 @@ def main() -> None:
     )
     parser.add_argument("--max-frames", type=int, metavar="N", help="score only the first N frames of each sequence")
     parser.add_argument("--tables", type=Path, metavar="FILE", help="save the contingency tables as Parquet")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write all scores of every sequence and class, and timelines"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores")
     arguments = parser.parse_args()
 
@@ -34,7 +37,9 @@ def main() -> None:
     from post_platform.metrics import contingency
     from post_platform.training.evaluate import evaluate_checkpoint, mean_score, open_model
     from post_platform.training.report import print_scores
+    from post_platform.training.sequence_report import sequence_report, write_report
     from post_platform.training.splits import splits_of, trained_splits
+    from post_platform.training.timelines import write_timelines
 
     root = storage.absolute(arguments.data)
     splits = splits_of(root, tuple(arguments.datasets or ()) or None, arguments.split)
@@ -46,10 +51,14 @@ def main() -> None:
             print("cannot tell whether these videos were trained on: the training shards are gone", file=sys.stderr)
         refuse_shared_videos(trained or (), splits, "--allow-shared-videos")
     cluster.connect()
-    found = evaluate_checkpoint(checkpoint, splits, arguments.tracking, arguments.max_frames)
+    timelines = sys.maxsize if arguments.report else 0
+    found = evaluate_checkpoint(checkpoint, splits, arguments.tracking, arguments.max_frames, timelines=timelines)
     print_scores(found.scores)
     if arguments.tables:
         contingency.save(contingency.merge(found.tables), arguments.tables)
+    if arguments.report:
+        write_report(sequence_report(contingency.merge(found.tables)), arguments.report, "scores")
+        write_timelines(found.timelines, arguments.report / "timelines")
     if arguments.json:
         result = {"datasets": found.scores, "mean": {"score": mean_score(found.scores)}}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

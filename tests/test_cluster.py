@@ -77,7 +77,7 @@ def test_a_submitted_job_s_own_runtime_environment_is_not_overridden(monkeypatch
         "RAY_JOB_CONFIG_JSON_ENV_VAR",
         '{"runtime_env": {"py_modules": ["x"], "env_vars": {"RAY_DATA_DISABLE_PROGRESS_BARS": "0"}}}',
     )
-    for name, value in cluster.QUIET.items():
+    for name, value in cluster.SETTINGS.items():
         monkeypatch.setenv(name, value)
     env = cluster._runtime_env()
     assert "py_modules" not in env

@@ -14,10 +14,11 @@ from post_platform.data.load import read_frame
 from post_platform.errors import DataError
 from post_platform.labels import load_contract
 from post_platform.shards.index import read_split
-from post_platform.training import evaluate
+from post_platform.training import evaluate, timelines
 from post_platform.training.evaluate import (
     Stretch,
     evaluate_share,
+    joined,
     mean_score,
     native_ids,
     open_model,
@@ -110,7 +111,8 @@ def test_a_perfect_predictor_scores_one_on_every_dataset(toy_shards, oracle):
     model = torch.nn.Linear(1, 1).train()
     parts = [evaluate_share(model, (), share_of(sequences(splits), rank, 2), "iou", pictures=1) for rank in range(2)]
     assert model.training, "the model is handed back as it came"
-    scores = scores_of([table for tables, _ in parts for table in tables])
+    whole = joined(parts)
+    scores = scores_of(whole.tables)
     assert set(scores) == set(DATASETS)
     for name in DATASETS:
         assert scores[name]["PQ"] == 1, name
@@ -119,7 +121,7 @@ def test_a_perfect_predictor_scores_one_on_every_dataset(toy_shards, oracle):
     assert scores["kitti_mots"]["IDS/car"] == 0
     assert scores["kitti_step"]["STQ"] == 1
     assert mean_score(scores) == 1
-    pictures = [picture for _, found in parts for picture in found]
+    pictures = whole.pictures
     assert sorted(picture.dataset for picture in pictures) == sorted(item.split.dataset for item in sequences(splits))
     assert {picture.key for picture in pictures if picture.dataset == "kitti_step"} == {"0002/000001", "0006/000001"}
 
@@ -127,10 +129,55 @@ def test_a_perfect_predictor_scores_one_on_every_dataset(toy_shards, oracle):
 def test_scores_do_not_depend_on_how_sequences_are_spread(toy_shards, oracle):
     splits = [read_split(toy_shards, name, "val") for name in DATASETS]
     model = torch.nn.Linear(1, 1)
-    alone = scores_of(evaluate_share(model, (), sequences(splits), "iou")[0])
+    alone = scores_of(evaluate_share(model, (), sequences(splits), "iou").tables)
     for world_size in (2, 3):
         shares = [share_of(sequences(splits), rank, world_size) for rank in range(world_size)]
-        assert alone == scores_of([table for part in shares for table in evaluate_share(model, (), part, "iou")[0]])
+        assert alone == scores_of(joined([evaluate_share(model, (), part, "iou") for part in shares]).tables)
+
+
+def test_the_first_sequences_of_a_video_dataset_get_timelines_that_show_what_was_predicted(
+    toy_shards, oracle, monkeypatch
+):
+    """Every identity changes once, in the second frame of a sequence."""
+    step = Oracle.step
+
+    def forget(self, frames, states):
+        found, (age,) = step(self, frames, states)
+        found[0].tracks[found[0].tracks > 0] += 500 * (age > 1)
+        return found, [age]
+
+    monkeypatch.setattr(Oracle, "step", forget)
+    shown = []
+    monkeypatch.setattr(timelines, "draw_timeline", lambda *arguments: shown.append(arguments))
+    monkeypatch.setattr(timelines, "png", lambda figure: b"png")
+    splits = [read_split(toy_shards, name, "val") for name in DATASETS]
+    model = torch.nn.Linear(1, 1)
+    assert not evaluate_share(model, (), sequences(splits), "iou").timelines
+    found = joined([evaluate_share(model, (), share_of(sequences(splits), r, 2), "iou", 0, 1) for r in range(2)])
+    assert found.timelines == {("kitti_mots", "0002"): b"png", ("kitti_step", "0002"): b"png"}
+    for timeline, contract, closeups in shown:
+        assert timeline.sequence == f"{contract.dataset}/0002"
+        assert 0 < len(closeups) <= 3
+        for lane in timeline.lanes:
+            assert (lane.found > 0).all()
+            there_before = lane.frames[0] == timeline.frames[0] and len(lane.frames) > 1
+            assert lane.switched.sum() == there_before
+        for closeup in closeups:
+            assert closeup.switch.new - closeup.switch.old == 500
+            assert (closeup.truth[0] != closeup.prediction[1]).any()
+
+
+def test_a_tape_gives_back_image_truth_and_prediction(toy_shards):
+    found = read_split(toy_shards, "kitti_step", "val")
+    rows = sequences([found])[0].rows()
+    tape = timelines.Tape(found, rows)
+    record = read_frame(found.folder, rows[1], "x")
+    tracks = record.instances.astype(np.int64) * 1000
+    tape.keep(rows[1]["frame"], (record.classes, tracks))
+    image, truth, prediction = tape.look(rows[1]["frame"])
+    assert np.array_equal(image, record.image)
+    assert np.array_equal(truth, (record.classes, record.instances))
+    assert np.array_equal(prediction, (record.classes, tracks))
 
 
 def test_the_mean_is_over_headlines_that_are_defined():

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from post_model.batch import Batch
 from post_model.network import Post, losses
 from post_model.taxonomy import LabelTables
-from post_platform.training.loop import global_loss
+from post_platform.training.optimise import global_loss
 
 folder, rank, world_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)

@@ -1,13 +1,16 @@
 """A run's first network: seeded, or filled from a checkpoint that fits, and refused by name where it does not."""
 
+import logging
+import shutil
+
 import pytest
 import torch
 
 from post_model.network import Post
-from post_model.weights import save_model
+from post_model.weights import save_model, save_weights
 from post_platform.config import load_config
 from post_platform.errors import ConfigError
-from post_platform.training.job import Job
+from post_platform.training.job import CLASS_PREDICTOR, Job
 
 CLASSES, THINGS = ("road", "car"), (False, True)
 
@@ -44,11 +47,57 @@ def test_a_checkpoint_fills_the_network(started, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("road",), "1 classes kept, 0 new, 1 dropped"),
+        (("car", "road"), "2 classes kept, 0 new, 0 dropped"),
+        (("bus", "car", "tree"), "1 classes kept, 2 new, 1 dropped"),
+        (("bus", "tree"), "0 classes kept, 2 new, 2 dropped"),
+    ],
+)
+def test_classes_of_the_same_name_keep_their_rows_and_the_network_trains_on(started, tmp_path, caplog, classes, said):
+    folder, weights = started
+    new = job(tmp_path, f"model.init_from={folder}", "seed=9", classes=classes)
+    with caplog.at_level(logging.INFO, "post_platform"):
+        model = new.new_model("group")
+        again = new.new_model("group", quiet=True)
+    assert caplog.messages == [f"model.init_from: {folder}: {said}"]
+    assert caplog.records[0].levelname == ("WARNING" if said.startswith("0") else "INFO")
+    assert equal(model.state_dict(), again.state_dict()), "new rows are seeded"
+    found = model.state_dict()
+    predictor = {f"{CLASS_PREDICTOR}.weight", f"{CLASS_PREDICTOR}.bias"}
+    rest = found.keys() - predictor
+    assert predictor < found.keys()
+    assert equal({name: found[name] for name in rest}, {name: weights[name] for name in rest})
+    rows = found[f"{CLASS_PREDICTOR}.weight"], weights[f"{CLASS_PREDICTOR}.weight"]
+    for number, name in enumerate(classes):
+        if name in CLASSES:
+            assert torch.equal(rows[0][number], rows[1][CLASSES.index(name)]), name
+        else:
+            assert 0 < rows[0][number].abs().max() < 0.01, "fresh"
+            assert not any(torch.equal(rows[0][number], row) for row in rows[1])
+    maps = model.train()(torch.rand(2, 3, 32, 32))
+    assert maps.semantic.shape[1] == len(classes)
+    maps.semantic.logsumexp(1).sum().backward()
+    assert model.branches["semantic"][1].weight.grad.abs().sum(dim=(1, 2, 3)).min() > 0
+
+
+def test_averaged_weights_are_what_a_run_starts_from(started, tmp_path):
+    folder, weights = started
+    both = shutil.copytree(folder, tmp_path / "both")
+    save_weights(both / "ema.safetensors", {name: value + 1 for name, value in weights.items()})
+    new = job(tmp_path, f"model.init_from={both}").new_model("group")
+    assert equal(new.state_dict(), {name: value + 1 for name, value in weights.items()})
+
+
+@pytest.mark.parametrize(("accumulate", "norm"), [(1, "sync"), (2, "sync"), (3, "group")])
+def test_batch_statistics_are_those_of_a_micro_batch(tmp_path, accumulate, norm):
+    assert job(tmp_path, f"train.accumulate={accumulate}").norm(True, 8) == norm
+
+
+@pytest.mark.parametrize(
     ("overrides", "classes", "message"),
     [
-        ([], ("road",), "has 2 classes, this run 1; they differ in car"),
-        ([], ("car", "road"), "has 2 classes, this run 2; they differ in their order"),
-        ([], ("road", "bus"), "has 2 classes, this run 2; they differ in bus, car"),
         (["model.backbone=resnet18"], CLASSES, "its backbone is small, this run's resnet18"),
         (["model.depthwise=false"], CLASSES, "its depthwise is True, this run's False"),
         (["model.branches=[semantic,center,offset]"], CLASSES, r"its branches is \["),

@@ -81,11 +81,13 @@ def test_convert_check_and_evaluate(proxy, bucket, direct, cache, tmp_path):
 
     save_small(tmp_path / "small")
     checkpoint.publish(tmp_path / "small", f"s3://{bucket}/small")
-    evaluated = script(
-        "pipelines/evaluate.py", "--checkpoint", f"s3://{bucket}/small", "--data", out, "--json", tmp_path / "e.json"
-    )
+    written = ("--json", tmp_path / "e.json", "--report", tmp_path / "report")
+    evaluated = script("pipelines/evaluate.py", "--checkpoint", f"s3://{bucket}/small", "--data", out, *written)
     assert evaluated.returncode == 0, evaluated.stderr
     assert '"kitti_mots"' in (tmp_path / "e.json").read_text()
+    report = {str(path.relative_to(tmp_path / "report")) for path in (tmp_path / "report").rglob("*.*")}
+    drawn = {f"timelines/kitti_mots/{sequence}.png" for sequence in ("0002", "0006")}
+    assert report == {"scores.csv", "scores.parquet"} | drawn
 
     damaged = bytearray(before["Body"].read())
     damaged[700] ^= 1

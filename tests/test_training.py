@@ -110,11 +110,19 @@ def test_what_mlflow_holds_of_a_run(whole, toy_shards):
     inputs = {(entry.dataset.name, entry.tags[0].value) for entry in run.inputs.dataset_inputs}
     assert inputs == {(f"{name}/{split}", split) for name in DATASETS for split in ("train", "val")}
     files = {file.path for file in client.list_artifacts(whole.mlflow_run_id)}
-    assert files == {"config.yaml", "images", "ledger.jsonl", "mixture.png"}
+    assert files == {"config.yaml", "images", "ledger.jsonl", "mixture.png", "scores", "timelines"}
     stored = Path(client.download_artifacts(whole.mlflow_run_id, "ledger.jsonl"))
     assert stored.read_bytes() == (whole.folder / "ledger.jsonl").read_bytes()
     images = [Path(file.path).name for file in client.list_artifacts(whole.mlflow_run_id, "images")]
     assert {name for name in DATASETS if any(image.startswith(name) for image in images)} == set(DATASETS)
+    report = pq.read_table(client.download_artifacts(whole.mlflow_run_id, "scores/step_00000007.parquet")).to_pylist()
+    told = {(row["dataset"], row["metric"]): row["value"] for row in report if not row["sequence"] + row["class"]}
+    assert told["kitti_step", "STQ"] == run.data.metrics["val/kitti_step/STQ"]
+    assert {row["sequence"] for row in report if row["dataset"] == "kitti_step"} == {"", "0002", "0006"}
+    assert Path(client.download_artifacts(whole.mlflow_run_id, "scores/step_00000007.csv")).read_text().count("\n") > 9
+    timelines = client.download_artifacts(whole.mlflow_run_id, "timelines/step_00000007")
+    drawn = {str(path.relative_to(timelines)) for path in Path(timelines).rglob("*.png")}
+    assert drawn == {f"{name}/{sequence}.png" for name in DATASETS[1:] for sequence in ("0002", "0006")}
     config = Path(client.download_artifacts(whole.mlflow_run_id, "config.yaml"))
     assert load_config(config).data.root == str(toy_shards)
 

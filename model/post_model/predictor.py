@@ -17,7 +17,7 @@ from post_model.fusion import Panoptic, fuse
 from post_model.network import Post, maps_of
 from post_model.taxonomy import Projection, identity
 from post_model.tracker import TrackerState
-from post_model.weights import load_model
+from post_model.weights import best_weights, load_model
 
 Tracking = Literal["prev_offset", "iou", "none"]
 MIN_STUFF = 2048 / (1024 * 2048)  # Panoptic-DeepLab's 2048 pixels of a Cityscapes image, at any resolution
@@ -133,7 +133,7 @@ class Predictor:
         folder: str | Path,
         dataset: str | None = None,
         device: str = "cpu",
-        weights: str = "model",
+        weights: str | None = None,
         **settings: Any,
     ) -> Self:
         """Open a checkpoint folder, to answer in its own classes or in those of a dataset that it knows.
@@ -142,12 +142,12 @@ class Predictor:
             folder: the checkpoint.
             dataset: name of a dataset; None for the model's own, unified classes.
             device: where to run.
-            weights: "model", or "ema" for the averaged weights.
+            weights: "model", or "ema" for the averaged weights; by default the latter where there are any.
             **settings: further arguments of `Predictor`.
 
         Raises: ValueError if the folder is no checkpoint, or knows no such dataset.
         """
-        model, card = load_model(Path(folder), weights, device)
+        model, card = load_model(Path(folder), weights or best_weights(Path(folder)), device)
         if dataset is None:
             return cls(model, identity(card.class_names, card.thing_flags), **settings)
         if dataset not in card.datasets:

@@ -22,8 +22,8 @@ from post_model.state import check_fit, fill
 from post_model.taxonomy import Projection
 
 __all__ = [
-    "FORMAT", "ModelCard", "from_detectron2", "load_backbone", "load_model", "open_foreign", "read_card",
-    "read_foreign", "save_model", "save_weights",
+    "FORMAT", "ModelCard", "best_weights", "from_detectron2", "load_backbone", "load_model", "open_foreign",
+    "read_card", "read_foreign", "save_model", "save_weights",
 ]  # fmt: skip
 FORMAT = "post-model/1"
 
@@ -87,6 +87,11 @@ def load_model(folder: Path, weights: str = "model", device: str = "cpu") -> tup
         raise ValueError(f"{file}: cannot be read: {error}") from error
     fill(model, state, str(file))
     return model.to(device), card
+
+
+def best_weights(folder: Path) -> str:
+    """Name the weights of a checkpoint that do best: the averaged ones ("ema") where it has any, else "model"."""
+    return "ema" if (folder / "ema.safetensors").is_file() else "model"
 
 
 def read_card(folder: Path) -> ModelCard:

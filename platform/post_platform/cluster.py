@@ -13,21 +13,25 @@ import socket
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from post_platform.errors import PostError
+from post_platform.errors import ConfigError, PostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 OBJECT_STORE_BYTES = 512 << 20
 """Embedded object store. Ray would take 30% of the machine; what crosses it here is plan rows and shard reports."""
 
-QUIET = {
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable with which Ray starts the process of a submitted job."""
+
+SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # scripts show their own
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # a worker's line would appear twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about Ray's next default, which this choice takes
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a node that is taken away gives notice of 30 s at some clouds
 }
 
 
@@ -40,7 +44,7 @@ def connect() -> str:
     Raises:
         PostError: nothing answers at `RAY_ADDRESS`, the cluster refuses this process, or this machine is too busy.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -49,11 +53,11 @@ def connect() -> str:
             _join(address)
         else:
             _embed()
-        _stop_politely()
+        stop_politely()
     return _describe()
 
 
-def _stop_politely() -> None:
+def stop_politely() -> None:
     """Let SIGTERM end this process as Ctrl-C does; Ray's own handler prints a C++ stack and aborts."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -100,7 +104,7 @@ def _join(address: str) -> None:
 
     try:
         _probe(address)
-        ray.init(address="auto", logging_level=logging.WARNING, runtime_env=_runtime_env())
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING, runtime_env=_runtime_env())
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "unset RAY_ADDRESS to run on this machine alone, or look at the cluster: ray status"
@@ -126,10 +130,37 @@ def _packages() -> list[Path]:
 
 def _runtime_env() -> dict[str, object]:
     """Ship both packages to the cluster, as paths; a submitted job that already ships modules keeps its own."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env", {})
-    env_vars = {name: os.environ[name] for name in QUIET if name not in job.get("env_vars", {})}
+    job = _job_environment()
+    env_vars = {name: os.environ[name] for name in SETTINGS if name not in job.get("env_vars", {})}
     modules = {} if "py_modules" in job else {"py_modules": [str(path) for path in _packages()]}
     return {"env_vars": env_vars, **modules}
+
+
+def _job_environment() -> dict[str, Any]:
+    """Return the runtime environment that this process was submitted with; empty outside of a job."""
+    environment: dict[str, Any] = json.loads(os.environ.get(JOB) or "{}").get("runtime_env", {})
+    return environment
+
+
+def refuse_copies(paths: Mapping[str, str | None]) -> None:
+    """Refuse paths inside what `ray job submit --working-dir` unpacked: each node has its own copy, for one job only.
+
+    Args:
+        paths: configuration key -> absolute path.
+
+    Raises:
+        ConfigError: one of them is; reports and checkpoints would be lost with the copy.
+    """
+    if "working_dir" not in _job_environment():
+        return
+    copy = Path.cwd()
+    for name, path in paths.items():
+        if path and Path(path).is_relative_to(copy):
+            raise ConfigError(
+                f"{name}: ./{Path(path).relative_to(copy)} is in the copy of the code that each node has of this job, "
+                "and that goes with it",
+                f"name one that all nodes share: {name}=/...",
+            )
 
 
 @contextmanager

@@ -126,6 +126,7 @@ class OptimConfig(Config):
     warmup_steps: Annotated[Integer, Field(ge=0)] = Field(default=0, description="Steps of linear warm-up.")
     schedule: Literal["poly", "constant"] = Field(default="poly", description="poly: to 0 at the last step, power 0.9.")
     clip: Positive | None = Field(default=None, description="Largest norm of the gradient.")
+    ema: Number = Field(default=0.0, ge=0, lt=1, description="Decay of averaged weights, which are scored; 0: none.")
 
 
 class TrainConfig(Config):
@@ -133,6 +134,9 @@ class TrainConfig(Config):
 
     steps: Count = Field(default=60_000, description="Optimiser steps.")
     global_batch: Count = Field(default=32, description="Pairs per step, over all workers.")
+    accumulate: Count = Field(
+        default=1, description="Micro-batches that a worker's pairs of a step are cut into, for less memory."
+    )
     workers: Workers = Field(
         default=None,
         description="Number, or {min, max}: what Ray has room for; default: one per GPU, two on CPU.",
@@ -183,7 +187,7 @@ class LogConfig(Config):
     """When what is logged becomes visible."""
 
     live: bool = Field(
-        default=False, description="Publish at once instead of at checkpoints; a restart may double steps."
+        default=False, description="Publish at once instead of at checkpoints: also steps that a restart trains again."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import torch
 
 from post_model.network import Post
 from post_model.predictor import Predictor, Tracking
-from post_model.weights import ModelCard, load_model
+from post_model.weights import ModelCard, best_weights, load_model
 from post_platform import storage
 from post_platform.data.load import read_frame
 from post_platform.errors import DataError, PostError
@@ -22,6 +22,7 @@ from post_platform.labels import Contract, judged, load_contract
 from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.score import flat, headline, score
 from post_platform.training import checkpoint
+from post_platform.training.timelines import Tape, Timelines
 from post_platform.training.vocabulary import projection_of
 
 if TYPE_CHECKING:
@@ -48,24 +49,32 @@ class Picture:
 
 @dataclass(frozen=True)
 class Stretch:
-    """One sequence of a split: rows [start, stop) of its index."""
+    """One sequence of a split, its `place`-th: rows [start, stop) of its index."""
 
     split: Split
     start: int
     stop: int
+    place: int = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its rows of the index."""
+        found: list[dict[str, Any]] = self.split.index.slice(self.start, self.stop - self.start).to_pylist()
+        return found
 
 
 def sequences(splits: Sequence[Split], max_frames: int | None = None) -> list[Stretch]:
     """Every sequence with a labelled frame, in the order of the indexes, cut to its first `max_frames` frames."""
     found = []
     for split in splits:
+        place = 0
         codes = split.index["sequence"].combine_chunks().dictionary_encode().indices.to_numpy()
         labelled = split.index["labelled"].to_numpy(zero_copy_only=False)
         edges = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1], True])
         for start, end in pairwise(edges.tolist()):
             stop = min(end, start + max_frames) if max_frames else end
             if labelled[start:stop].any():
-                found.append(Stretch(split, start, stop))
+                found.append(Stretch(split, start, stop, place))
+                place += 1
     return found
 
 
@@ -92,9 +101,8 @@ def native_ids(contract: Contract) -> np.ndarray:
 def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) -> Iterator[tuple[pa.Table, Picture]]:
     """Predict a sequence frame by frame; yields the contingency table and the picture of each labelled frame."""
     split = sequence.split
-    rows = split.index.slice(sequence.start, sequence.stop - sequence.start).to_pylist()
     natives, state = native_ids(contract), None
-    for row in rows:
+    for row in sequence.rows():
         truth = read_frame(split.folder, row, f"{row['sequence']}/{row['frame']:06d}")
         if row["seconds_since_previous"] is None:
             state = None  # a still, though one of several of its name
@@ -111,26 +119,57 @@ def run_sequence(predictor: Predictor, contract: Contract, sequence: Stretch) ->
         yield table, picture
 
 
+class Share(NamedTuple):
+    """What an evaluation of some sequences gives; the timelines are drawn already."""
+
+    tables: list[pa.Table]
+    pictures: list[Picture]
+    timelines: Timelines
+
+
 def evaluate_share(
-    model: Post, names: Sequence[str], work: Sequence[Stretch], tracking: Tracking, pictures: int = 0
-) -> tuple[list[pa.Table], list[Picture]]:
-    """Contingency tables of all frames of `work`, and of each sequence `pictures` frames from its middle on."""
+    model: Post,
+    names: Sequence[str],
+    work: Sequence[Stretch],
+    tracking: Tracking,
+    pictures: int = 0,
+    timelines: int = 0,
+) -> Share:
+    """Contingency tables of all frames of `work`, and of each sequence `pictures` frames from its middle on.
+
+    The first `timelines` sequences of each dataset get a timeline, where ids last over a video.
+    """
     was_training = model.training
     model.eval()
-    tables: list[pa.Table] = []
-    kept: list[Picture] = []
+    found = Share([], [], {})
     try:
         for sequence in work:
             contract = load_contract(sequence.split.dataset)
             predictor = Predictor(model, projection_of(contract, names), tracking)
-            middle = (sequence.stop - sequence.start) // 2
+            middle, first = (sequence.stop - sequence.start) // 2, len(found.tables)
+            drawn = contract.video and contract.persistent and sequence.place < timelines
+            tape = Tape(sequence.split, sequence.rows()) if drawn else None
             for number, (table, picture) in enumerate(run_sequence(predictor, contract, sequence)):
-                tables.append(table)
+                found.tables.append(table)
                 if middle <= number < middle + pictures:
-                    kept.append(picture)
+                    found.pictures.append(picture)
+                if tape:
+                    tape.keep(table["frame"][0].as_py(), picture.prediction)
+            if tape:
+                own = merge(found.tables[first:])
+                found.timelines[contract.dataset, own["sequence"][0].as_py()] = tape.draw(own, contract)
     finally:
         model.train(was_training)
-    return tables, kept
+    return found
+
+
+def joined(shares: Sequence[Share]) -> Share:
+    """The shares of all ranks as one."""
+    return Share(
+        [table for share in shares for table in share.tables],
+        [picture for share in shares for picture in share.pictures],
+        {name: content for share in shares for name, content in share.timelines.items()},
+    )
 
 
 def scores_of(tables: Sequence[pa.Table]) -> Scores:
@@ -149,11 +188,12 @@ def mean_score(scores: Scores) -> float | None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint's contingency tables, their scores, and pictures of its sequences."""
+    """A checkpoint's contingency tables, their scores, and pictures and timelines of its sequences."""
 
     tables: list[pa.Table]
     scores: Scores
     pictures: list[Picture]
+    timelines: Timelines
 
 
 def evaluate_checkpoint(
@@ -162,6 +202,7 @@ def evaluate_checkpoint(
     tracking: Tracking = "prev_offset",
     max_frames: int | None = None,
     pictures: int = 0,
+    timelines: int = 0,
 ) -> Evaluation:
     """Score a checkpoint on whole sequences, spread over the Ray that `cluster.connect` joined.
 
@@ -174,27 +215,25 @@ def evaluate_checkpoint(
     gpus = int(ray.cluster_resources().get("GPU", 0))
     parts = max(1, min(len(work), gpus or int(ray.cluster_resources()["CPU"]) // 2))
     task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_calls=1 if gpus else 0)(_evaluate_part)
-    waiting = [task.remote(str(folder), share_of(work, part, parts), tracking, pictures) for part in range(parts)]
+    shares = [share_of(work, part, parts) for part in range(parts)]
+    waiting = [task.remote(str(folder), share, tracking, pictures, timelines) for share in shares]
     try:
-        done = ray.get(waiting)
+        done = joined(ray.get(waiting))
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, PostError) else error from None
-    tables = [table for part, _ in done for table in part]
-    return Evaluation(tables, scores_of(tables), [picture for _, part in done for picture in part])
+    return Evaluation(done.tables, scores_of(done.tables), done.pictures, done.timelines)
 
 
-def _evaluate_part(
-    folder: str, work: Sequence[Stretch], tracking: Tracking, pictures: int
-) -> tuple[list[pa.Table], list[Picture]]:
+def _evaluate_part(folder: str, work: Sequence[Stretch], tracking: Tracking, pictures: int, timelines: int) -> Share:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # one task per core: more threads would fight
     model, card = open_model(folder, device)
-    return evaluate_share(model, card.class_names, work, tracking, pictures)
+    return evaluate_share(model, card.class_names, work, tracking, pictures, timelines)
 
 
 def open_model(location: storage.Location, device: str = "cpu") -> tuple[Post, ModelCard]:
-    """The network of a checkpoint on disk or S3, with its card.
+    """The network of a checkpoint on disk or S3, with its card: the averaged weights, where there are such.
 
     Raises:
         DataError: the folder is no checkpoint of ours, is damaged, or does not fit the network it describes.
@@ -203,7 +242,7 @@ def open_model(location: storage.Location, device: str = "cpu") -> tuple[Post, M
     if (folder / checkpoint.MANIFEST).exists():
         checkpoint.verify(folder)
     try:
-        return load_model(folder, device=device)
+        return load_model(folder, best_weights(folder), device)
     except ValueError as error:
         if found := checkpoint.whole(folder / "checkpoints"):
             raise DataError(f"{folder} is a run, not a checkpoint", f"its newest: --checkpoint {found[-1]}") from error

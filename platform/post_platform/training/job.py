@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from post_model.layers import Norm
 from post_model.network import Post
 from post_model.state import fill
-from post_model.weights import load_backbone, load_model, read_card
+from post_model.weights import best_weights, load_backbone, load_model, read_card
 from post_platform.config import RunConfig
 from post_platform.data.augment import Augmentation
 from post_platform.data.load import ClipLoader
@@ -21,6 +23,10 @@ from post_platform.errors import ConfigError
 from post_platform.experiment_log import ExperimentLog
 from post_platform.shards.index import Split
 from post_platform.training import checkpoint
+
+logger = logging.getLogger(__name__)
+
+CLASS_PREDICTOR = "branches.semantic.1"  # the layer with a row per class
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,11 @@ class Job:
         """Where the run's checkpoints are."""
         return self.folder / "checkpoints"
 
-    def open_log(self) -> ExperimentLog:
-        """The run's MLflow run, from whichever process asks."""
+    def open_log(self, owner: bool = False) -> ExperimentLog:
+        """The run's MLflow run, from whichever process asks; `owner`: the one that the run dies with."""
         names = self.config.mlflow.experiment, self.config.run.name
-        return ExperimentLog.open(self.mlflow_uri, *names, self.mlflow_run_id, default_dir=self.folder.parent)
+        folder = self.folder.parent
+        return ExperimentLog.open(self.mlflow_uri, *names, self.mlflow_run_id, default_dir=folder, owner=owner)
 
     @property
     def logs(self) -> Path:
@@ -71,8 +78,11 @@ class Job:
         return checkpoint.read_state(newest)["step"] if newest else 0
 
     def norm(self, gpus_everywhere: bool, local_batch: int) -> Norm:
-        """The network's normalisation: the configured one, else what a starting checkpoint stored, else by hardware."""
-        settings = self.config.model
+        """The network's normalisation: the configured one, else what a starting checkpoint stored, else by hardware.
+
+        Batch statistics are those of a micro-batch.
+        """
+        settings, local_batch = self.config.model, max(1, local_batch // self.config.train.accumulate)
         source = _local(settings.init_from) if settings.init_from else None
         if settings.norm == "auto" and source and source.is_dir():
             try:
@@ -82,8 +92,12 @@ class Job:
             return resolve_norm("auto", gpus_everywhere, local_batch, True) if stored in ("batch", "sync") else stored
         return resolve_norm(settings.norm, gpus_everywhere, local_batch, source is not None)
 
-    def new_model(self, norm: Norm) -> Post:
+    def new_model(self, norm: Norm, quiet: bool = False) -> Post:
         """The network before its first step: seeded, or filled from `model.init_from`.
+
+        Args:
+            norm: the resolved normalisation.
+            quiet: say nothing of classes that come or go; the driver has said it.
 
         Raises:
             ConfigError: `init_from` does not fit this network.
@@ -93,33 +107,58 @@ class Job:
         model = Post(len(self.class_names), settings.backbone, settings.depthwise, settings.branches, norm)
         if settings.init_from:
             try:
-                return self._initialised(model, _local(settings.init_from))
+                return self._initialised(model, _local(settings.init_from), quiet)
             except ValueError as error:
                 raise ConfigError(f"model.init_from: {error}") from error
         return model
 
-    def _initialised(self, model: Post, source: Path) -> Post:
-        """The network with the weights of `source`, and how they pool and pad."""
+    def _initialised(self, model: Post, source: Path, quiet: bool) -> Post:
+        """The network with the weights of `source` (averaged ones where it has them), and how they pool and pad."""
         if source.is_file():
             load_backbone(model, source)
             return model
-        loaded, card = load_model(source)
+        loaded, card = load_model(source, best_weights(source))
         if not loaded.arguments["branches"]:
             fill(model.backbone, loaded.backbone.state_dict(), str(source))
             return model
-        if card.class_names != self.class_names:
-            different = sorted(set(card.class_names) ^ set(self.class_names))
-            raise ValueError(
-                f"{source} has {len(card.class_names)} classes, this run {len(self.class_names)}; "
-                f"they differ in {', '.join(different[:5]) or 'their order'}"
-            )
         same_norm = loaded.state_dict().keys() == model.state_dict().keys()  # all but group hold the same weights
         for name in ("backbone", "depthwise", "branches", *(() if same_norm else ("norm",))):
             if (got := loaded.arguments[name]) != (expected := model.arguments[name]):
                 raise ValueError(f"{source} is another network: its {name} is {got}, this run's {expected}")
-        model = Post(**{**loaded.arguments, "norm": model.arguments["norm"]})
-        model.load_state_dict(loaded.state_dict())
+        own = {name: model.arguments[name] for name in ("norm", "num_classes")}
+        model = Post(**{**loaded.arguments, **own})
+        state = loaded.state_dict()
+        if card.class_names != self.class_names:
+            state |= _rows_by_class(model, state, card.class_names, self.class_names)
+            if not quiet:
+                _say_classes(str(source), card.class_names, self.class_names)
+        fill(model, state, str(source))
         return model
+
+
+def _rows_by_class(
+    model: Post, state: Mapping[str, Tensor], old: Sequence[str], new: Sequence[str]
+) -> dict[str, Tensor]:
+    """The class predictor's weights: the rows of classes of the same name from `state`, the others as in `model`."""
+    place = {name: number for number, name in enumerate(old)}
+    kept = [(number, place[name]) for number, name in enumerate(new) if name in place]
+    to, source = (list(column) for column in zip(*kept, strict=True)) if kept else ([], [])
+    found = {}
+    for name, value in model.state_dict().items():
+        if name.startswith(f"{CLASS_PREDICTOR}."):
+            rows = found[name] = value.clone()
+            rows[to] = state[name][source]
+    return found
+
+
+def _say_classes(source: str, old: Sequence[str], new: Sequence[str]) -> None:
+    """One line on what becomes of the classes of a checkpoint."""
+    kept = len(set(old) & set(new))
+    logger.log(
+        logging.INFO if kept else logging.WARNING,
+        "model.init_from: %s: %d classes kept, %d new, %d dropped",
+        source, kept, len(new) - kept, len(old) - kept,
+    )  # fmt: skip
 
 
 def plan_of(config: RunConfig, train: Sequence[Split]) -> Plan:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from post_model.network import Post
-from post_model.weights import save_model
+from post_model.weights import save_model, save_weights
 from post_platform import render
 from post_platform.config import dump_config
 from post_platform.data.plan import Plan
 from post_platform.errors import PostError
 from post_platform.labels import load_contract, thing_table
+from post_platform.metrics.contingency import merge
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import Picture, Scores
 from post_platform.training.job import Job
 from post_platform.training.ledger import EMPTY, NAME, Ledger, Seen, read
 from post_platform.training.mixture import draw_mixture
+from post_platform.training.sequence_report import sequence_report, write_report
+from post_platform.training.timelines import Timelines, write_timelines
 from post_platform.training.vocabulary import projections
 
 PROGRESS = "progress.json"
@@ -50,7 +54,7 @@ class Journal:
         self.pending: list[tuple[int, dict[str, float]]] = []
         self.latest: dict[str, float] = {}
         if newest:
-            self._publish_missing(newest)
+            self._publish_again(newest)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Note a training step's metrics, and tell the driver how far the run is."""
@@ -76,8 +80,22 @@ class Journal:
                 name = f"{picture.dataset}/{picture.key.replace('/', '_')}"
                 self.log.log_image(triptych(picture), name, step)
 
+    def breakdown(self, step: int, tables: Sequence[pa.Table], timelines: Timelines) -> None:
+        """Log every score of every sequence and class, and the timelines; a restart writes the same files again."""
+        name = f"step_{step:08d}"
+        for path in write_report(sequence_report(merge(tables)), self.job.folder / "scores", name):
+            self.log.log_file(path, "scores")
+        for path in write_timelines(timelines, self.job.folder / "timelines" / name):
+            self.log.log_file(path, f"timelines/{name}/{path.parent.name}")
+
     def commit(
-        self, step: int, seen: Sequence[tuple[int, Seen]], bad: int, model: Post, optimizer: torch.optim.Optimizer
+        self,
+        step: int,
+        seen: Sequence[tuple[int, Seen]],
+        bad: int,
+        model: Post,
+        optimizer: torch.optim.Optimizer,
+        ema: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write the checkpoint of `step`, then publish all that waited for it.
 
@@ -87,6 +105,7 @@ class Journal:
             bad: samples that were replaced meanwhile.
             model: the network after `step`.
             optimizer: its optimiser.
+            ema: the averaged weights, where `optim.ema` asks for them; saved beside the network's own.
 
         Raises:
             PostError: another process trains this run by now; nothing was written.
@@ -106,6 +125,8 @@ class Journal:
 
         def write(folder: Path) -> None:
             save_model(folder, model, self.job.class_names, self.job.thing_flags, projections(self.job.class_names))
+            if ema:
+                save_weights(folder / "ema.safetensors", ema)
             torch.save(optimizer.state_dict(), folder / "optimizer.pt")
             state = {
                 "step": step,
@@ -128,7 +149,7 @@ class Journal:
         self._progress(step)
 
     def _note(self, step: int, metrics: dict[str, float]) -> None:
-        """Keep metrics until their step is committed; with `log.live` publish them now, doubled after a restart."""
+        """Keep metrics until their step is committed; with `log.live` publish them now."""
         if self.job.config.log.live:
             self.log.log_metrics(metrics, step)
         else:
@@ -148,14 +169,11 @@ class Journal:
         """Wait until MLflow has everything."""
         self.log.flush()
 
-    def _publish_missing(self, newest: Path) -> None:
-        """Publish what the checkpoint holds and MLflow lacks: the run was killed between the two."""
-        published: dict[str, set[int]] = {}
+    def _publish_again(self, newest: Path) -> None:
+        """Publish what waited for this checkpoint: a kill may have come between. MLflow holds each step once."""
         for line in (newest / HISTORY).read_text().splitlines():
             step, metrics = json.loads(line)
-            for name in metrics.keys() - published.keys():
-                published[name] = self.log.steps(name)
-            self.log.log_metrics({name: v for name, v in metrics.items() if step not in published[name]}, step)
+            self.log.log_metrics(metrics, step)
 
     def _progress(self, step: int) -> None:
         (self.job.logs / PROGRESS).write_text(json.dumps({"step": step, **self.latest}))

@@ -28,6 +28,7 @@ from post_platform.training.job import Job, plan_of
 from post_platform.training.journal import ATTEMPT, PROGRESS
 from post_platform.training.same_run import facts_of, refuse_changes, refuse_other_data
 from post_platform.training.splits import scored_splits, splits_of
+from post_platform.training.stopping import stoppable
 from post_platform.training.vocabulary import class_names, projections, thing_flags
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ def prepare(config: RunConfig) -> Job:
         ConfigError: the run exists with another configuration or other shards, or its folder cannot be written.
         DataError: shards are missing, or the newest checkpoint is damaged.
     """
+    database = config.mlflow.uri and config.mlflow.uri.removeprefix("sqlite:///")
+    cluster.refuse_copies(
+        {"data.root": config.data.root, "run.dir": config.run.dir, "mlflow.uri": database}
+        | {"model.init_from": config.model.init_from}
+    )
     train = splits_of(config.data.root, config.data.datasets, config.data.train_split)
     val = scored_splits(config, tuple(split.dataset for split in train))
     if not config.data.allow_shared_videos:
@@ -84,13 +90,14 @@ def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
         config: the resolved configuration.
         report: called now and then with the run's progress ({"step", "loss", "frames_per_s"}).
     """
+    cluster.stop_politely()
     job = prepare(config)
     with _alone(job) as attempt:
         return _train(replace(job, attempt=attempt), report)
 
 
 def _train(job: Job, report: Report) -> Outcome:
-    config, log = job.config, job.open_log()
+    config, log = job.config, job.open_log(owner=True)
     if job.committed_step() >= config.train.steps:
         logger.info("run %s is already finished at step %d", config.run.name, job.committed_step())
         log.finish()
@@ -109,10 +116,10 @@ def _train(job: Job, report: Report) -> Outcome:
         log.log_text(dump_config(config), "config.yaml")
         log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.train}, "train")
         log.log_inputs({f"{s.dataset}/{s.split}": s.digest for s in job.val}, "val")
-        with _watching(job.logs, report):
+        with _watching(job.logs, report), stoppable(job):
             _fit(job, loader)
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process
+    except KeyboardInterrupt:
         status = "KILLED"
         raise PostError(
             f"run {config.run.name!r} was stopped", f"the same command continues from step {job.committed_step()}"
@@ -248,6 +255,8 @@ def _fit(job: Job, loader: ClipLoader) -> None:
             callbacks=[_MistakesEndTheRun()],  # type: ignore[list-item]
         ),
     )
+    # Ray would abort on Ctrl-C; `stoppable` answers it.
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     try:
         trainer.fit()
     except TrainingFailedError as error:

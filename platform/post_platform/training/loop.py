@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from post_model.batch import Batch
 from post_model.layers import Norm
-from post_model.network import Post, Predictions, losses
+from post_model.network import Post
 from post_model.weights import load_model
 from post_platform.data.load import ClipLoader, Samples
 from post_platform.data.stream import local_batch, local_batches
-from post_platform.training import checkpoint
-from post_platform.training.evaluate import evaluate_share, mean_score, scores_of, sequences, share_of
+from post_platform.errors import PostError
+from post_platform.training import checkpoint, timelines
+from post_platform.training.evaluate import evaluate_share, joined, mean_score, scores_of, sequences, share_of
 from post_platform.training.job import Job
 from post_platform.training.journal import Journal
 from post_platform.training.ledger import Seen, seen
+from post_platform.training.optimise import (
+    Average,
+    Diverged,
+    Gradient,
+    Health,
+    clip,
+    compiled,
+    explained,
+    learning_rate,
+)
+from post_platform.training.stopping import Request, Requests
 from post_platform.training.vocabulary import label_tables
 
 logger = logging.getLogger(__name__)
@@ -68,12 +80,6 @@ class Worker:
         """Build the network, and continue from the newest whole checkpoint where there is one."""
         self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
         self.config, self.loader = job.config, loader
-        self.tables = label_tables(job.train, job.class_names).to(device)
-        loss = self.config.loss
-        self.loss_settings = {
-            "hard_fraction": loss.hard_fraction, "sigma": loss.center_sigma,
-            "small_area": loss.small_area, "small_weight": loss.small_weight,
-        }  # fmt: skip
         self.messages: Any = dist.new_group(backend="gloo")  # Python objects, on GPU runs too
         newest = checkpoint.latest(job.checkpoints)
         if newest:
@@ -81,7 +87,7 @@ class Worker:
             model, _ = load_model(newest)
             self.step = checkpoint.read_state(newest)["step"]
         else:
-            model, self.step = job.new_model(self._norm()), 0
+            model, self.step = job.new_model(self._norm(), quiet=True), 0
         gpu = device.type == "cuda"
         layout = torch.channels_last if gpu else torch.contiguous_format
         self.model: Post = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
@@ -90,36 +96,52 @@ class Worker:
         )
         if newest:
             self.optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location=device, weights_only=True))
-        network = torch.compile(self.model) if self.config.train.compile else self.model
-        self.network = DistributedDataParallel(
-            network,
+        ema = self.config.optim.ema
+        self.average = Average(self.model, ema, newest / "ema.safetensors" if newest else None) if ema else None
+        network = DistributedDataParallel(
+            compiled(self.model) if self.config.train.compile else self.model,
             device_ids=[device] if gpu else None,
             broadcast_buffers=self.model.arguments["norm"] == "batch",  # others have the same buffers everywhere
             gradient_as_bucket_view=True,
-            static_graph=True,  # every step uses every branch
+            static_graph=self.config.train.accumulate == 1,  # every step uses every branch; torch forbids no_sync then
         )
+        self.gradient = self._gradient(network)
+        self.health = Health()
         self.journal = Journal(job, newest) if rank == 0 else None
         self.seen: list[tuple[int, Seen]] = []
         self.bad = 0  # samples that were replaced since the last commit
+        self.requests = Requests(job, rank, self.messages)
 
     def _norm(self) -> Norm:
         gpu = self.device.type == "cuda"
         rows = local_batch(self.config.train.global_batch, self.world_size)
         return self.job.norm(gpu, rows)
 
+    def _gradient(self, network: DistributedDataParallel) -> Gradient:
+        loss = self.config.loss
+        settings = {
+            "hard_fraction": loss.hard_fraction, "sigma": loss.center_sigma,
+            "small_area": loss.small_area, "small_weight": loss.small_weight,
+        }  # fmt: skip
+        weights = {name: getattr(loss, name) for name in self.config.model.branches}
+        tables = label_tables(self.job.train, self.job.class_names).to(self.device)
+        return Gradient(network, tables, settings, weights, self.config.train.accumulate, self._autocast)
+
     def run(self, shard: ray.data.DataIterator) -> None:
         """Train to the last step, validating and committing on the way."""
         config = self.config
         steps = range(self.step, config.train.steps)
         batches = local_batches(shard, self.loader, steps, self.rank, self.world_size)
-        self.network.train()
+        self.gradient.network.train()
         clock = Clock()
         while self.step < config.train.steps:
             with clock.waiting():
                 samples = next(batches)
+            self.requests.ask()
             with clock.working():
                 values = self._train_step(samples)
             self.step += 1
+            request = self.requests.answer()
             last = self.step == config.train.steps
             if self.step % config.train.log_every == 0 or last:
                 self._log_step(values, clock)
@@ -127,30 +149,31 @@ class Worker:
             validates = last or (config.eval.every and self.step % config.eval.every == 0)
             if validates:
                 self._validate()
-            if validates or self.step % config.train.checkpoint_every == 0:
+            if validates or request or self.step % config.train.checkpoint_every == 0:
                 self._commit()
             if validates and self.journal:
                 self.journal.mixture(self.loader.plan)
+            if request is Request.STOP:
+                break
         if self.journal:
             self.journal.close()
 
     def _train_step(self, samples: Samples) -> dict[str, Tensor]:
-        """One optimiser step on this rank's rows; returns each branch's mean loss over all ranks."""
+        """One optimiser step on this rank's rows; returns each branch's mean loss over all ranks, and "grad_norm"."""
         config = self.config
         self._require_this_step(samples)
         torch.manual_seed((config.seed * 1_000_003 + self.step) * 4096 + self.rank)
         batch = to_batch(samples, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optim, self.step, config.train.steps)
-        with self._autocast():
-            predictions: Predictions = self.network(batch.image, batch.prev_image)
-        found = losses(predictions, batch, self.tables, **self.loss_settings)
-        loss, values = global_loss(found, {name: getattr(config.loss, name) for name in found})
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.optim.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip)
+        with explained(config.train.compile):
+            values = self.gradient(batch)
+        values["grad_norm"] = clip(self.model.parameters(), config.optim.clip)
         self.optimizer.step()
+        if self.average:
+            self.average.update(self.step + 1)
+        self.health.note(self.step + 1, values)
         self.seen += [(self.step + 1, sample) for sample in seen(samples)]
         self.bad += len(samples.replaced)
         return values
@@ -174,12 +197,31 @@ class Worker:
         wanted = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
+    def _check(self) -> None:
+        """Refuse to go on with weights that are of no use; all ranks come to the same end.
+
+        Raises: PostError naming the last good checkpoint: the newest whose weights the next step's loss has confirmed.
+        """
+        try:
+            self.health.check(list(self.model.parameters()))
+        except Diverged as error:
+            rate, job = f"optim.lr={self.config.optim.lr / 10:g}", self.job
+            good = [path for path in checkpoint.whole(job.checkpoints)
+                    if checkpoint.read_state(path)["step"] < self.health.good]  # fmt: skip
+            if not good:
+                text = "; there is no good checkpoint"
+                hint = f"begin again with a lower rate, under another name: {rate} run.name=<new name>"
+            else:
+                text = f"; the last good checkpoint is {good[-1]} (step {checkpoint.read_state(good[-1])['step']})"
+                hint = f"continue from it with a lower rate: model.init_from={good[-1]} {rate} run.name=<new name>"
+            raise PostError(f"run {job.config.run.name!r} failed at {error}{text}", hint) from error
+
     def _log_step(self, values: dict[str, Tensor], clock: Clock) -> None:
+        self._check()
         if not self.journal:
             return
         metrics = {f"train/loss/{name}": float(value) for name, value in values.items()}
-        if any(value != value for value in metrics.values()):
-            logger.warning("step %d: a loss is not a number: %s", self.step, metrics)
+        metrics["train/grad_norm"] = metrics.pop("train/loss/grad_norm")
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["time/frames_per_s"] = self.config.train.global_batch * clock.steps / clock.seconds
         metrics["time/data_wait"] = clock.waited / clock.seconds
@@ -187,29 +229,34 @@ class Worker:
 
     def _validate(self) -> None:
         """Whole validation sequences, spread over the ranks; rank 0 scores the merged tables."""
+        self._check()
         config, started = self.config.eval, time.perf_counter()
         everything = sequences(self.job.val, config.max_frames)
         work = share_of(everything, self.rank, self.world_size)
         if self.journal:
             logger.info("step %d: validating on %d sequences", self.step, len(everything))
-        tables, pictures = evaluate_share(
-            self.model, self.job.class_names, work, config.tracking, pictures=1 if config.overlays else 0
-        )
+        shown = (1, timelines.MOST) if config.overlays else (0, 0)
+        with self.average.applied() if self.average else nullcontext():
+            share = evaluate_share(self.model, self.job.class_names, work, config.tracking, *shown)
         found: list[Any] = [None] * self.world_size
-        dist.gather_object((tables, pictures), found if self.rank == 0 else None, group=self.messages)
+        dist.gather_object(share, found if self.rank == 0 else None, group=self.messages)
         if self.journal:
-            scores = scores_of([table for part in found for table in part[0]])
+            whole = joined(found)
+            scores = scores_of(whole.tables)
             self.journal.validation(self.step, scores, mean_score(scores), time.perf_counter() - started)
-            self.journal.pictures(self.step, [picture for part in found for picture in part[1]], config.overlays)
+            self.journal.pictures(self.step, whole.pictures, config.overlays)
+            self.journal.breakdown(self.step, whole.tables, whole.timelines)
 
     def _commit(self) -> None:
         """Make everything up to this step permanent: ledger, checkpoint, then the metrics in MLflow."""
+        self._check()
         found: list[Any] = [None] * self.world_size
         dist.gather_object((self.seen, self.bad), found if self.rank == 0 else None, group=self.messages)
         self.seen, self.bad = [], 0
         if self.journal:
             entered = [item for part, _ in found for item in part]
-            self.journal.commit(self.step, entered, sum(bad for _, bad in found), self.model, self.optimizer)
+            ema, bad = self.average.state() if self.average else None, sum(bad for _, bad in found)
+            self.journal.commit(self.step, entered, bad, self.model, self.optimizer, ema)
         dist.barrier(group=self.messages)
 
 
@@ -237,28 +284,6 @@ class Clock:
         self.steps += 1
 
 
-def global_loss(
-    found: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, float]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what this rank minimises, and each branch's mean loss over all ranks, with their weighted "total".
-
-    DDP averages gradients over ranks; dividing by the global count and multiplying by the ranks makes a batch's
-    gradient independent of how its rows are spread.
-
-    Args:
-        found: (total, count) of each branch on this rank, of `post_model.network.losses`.
-        weights: `loss.<branch>`.
-    """
-    totals = torch.stack([total for total, _ in found.values()])
-    counts = torch.stack([count.detach().to(totals.dtype) for _, count in found.values()])
-    factors = totals.new_tensor([weights[name] for name in found])
-    sums = torch.stack([totals.detach(), counts])
-    dist.all_reduce(sums)
-    loss = (factors * totals / sums[1].clamp(min=1)).sum() * dist.get_world_size()
-    means = sums[0] / sums[1].clamp(min=1)
-    return loss, {**dict(zip(found, means, strict=True)), "total": (factors * means).sum()}
-
-
 def to_batch(samples: Samples, device: torch.device) -> Batch:
     """A loaded batch on the training device, where its targets are made."""
     names = ("image", "prev_image", "classes", "instances", "prev_classes", "prev_instances", "dataset", "weight")
@@ -266,10 +291,3 @@ def to_batch(samples: Samples, device: torch.device) -> Batch:
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
     return Batch(*tensors).to(device, non_blocking=True)
-
-
-def learning_rate(optim: Any, step: int, steps: int) -> float:
-    """Linear warm-up, then poly decay (power 0.9) or a constant. Source: Panoptic-DeepLab."""
-    warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
-    decay = (1 - step / steps) ** 0.9 if optim.schedule == "poly" else 1.0
-    return float(optim.lr * warm * decay)

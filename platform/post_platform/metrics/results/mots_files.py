@@ -13,18 +13,17 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from post_platform.datasets.files import MAX_PIXELS, decode_label_png, is_junk, numbered, read_lines, subfolders
 from post_platform.datasets.masks import encode_mask, run_lengths
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, load_contract
-from post_platform.metrics.contingency import run_table
 from post_platform.metrics.results.pair import (
     FramePair,
     Pair,
     ResultFrame,
     Results,
+    RunPair,
     choose,
     require_folder,
     require_frames,
@@ -186,26 +185,6 @@ def parse(contract: Contract, path: Path, ids_tell_class: bool = False) -> dict[
     return frames
 
 
-@dataclass(frozen=True)
-class RunPair:
-    """One frame as runs of pixels that have the same truth and the same prediction; see `contingency.run_table`.
-
-    Shape: (runs,) each.
-    """
-
-    sequence: str
-    frame: int
-    lengths: np.ndarray
-    truth_classes: np.ndarray
-    truth_instances: np.ndarray
-    pred_classes: np.ndarray
-    pred_tracks: np.ndarray
-
-    def table(self, dataset: str) -> pa.Table:
-        """Its contingency table."""
-        return run_table(dataset, **vars(self))
-
-
 def _pairs(contract: Contract, sequence: str, truth: Frames, pred: Frames) -> Iterator[Pair]:
     true_lines, pred_lines = _texts(truth), _texts(pred)
     if true_lines is not None and pred_lines is not None:
@@ -250,13 +229,14 @@ def _run_pairs(sequence: str, truth: dict[int, list[Line]], pred: dict[int, list
     lengths = np.diff(positions)
     runs = np.flatnonzero(lengths)  # of bounds in one place, only the last has a run behind it
     columns = [lengths[runs]]
-    for side_number in (1, 2):
+    for side_number, (numbers, of_line) in enumerate(zip(owners, values, strict=True), start=1):
         passed = np.cumsum(origins == side_number)[runs]  # bounds of this side up to the run: odd inside a mask
-        owner = np.where(passed & 1, owners[side_number - 1][passed >> 1], 0)
-        columns += [value[owner] for value in values[side_number - 1]]
+        owner = np.where(passed & 1, numbers[passed >> 1], 0)
+        columns += [value[owner] for value in of_line]
     cuts = np.searchsorted(positions[runs], ends)
     for frame, first, last in zip(frames, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        yield RunPair(sequence, frame, *(column[first:last] for column in columns))
+        length, true_class, instance, pred_class, track = (column[first:last] for column in columns)
+        yield RunPair(sequence, frame, length, true_class, instance, pred_class, track)
 
 
 def _spans(lines: Sequence[Line], offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from post_platform.errors import DataError, nearest
-from post_platform.metrics.contingency import frame_table
+from post_platform.metrics.contingency import frame_table, run_table
 from post_platform.metrics.score import Families, ScoredContract
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,27 @@ class FramePair:
     def table(self, dataset: str) -> pa.Table:
         """Its contingency table."""
         return frame_table(dataset, **vars(self))
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """One frame as runs of pixels that have the same truth and the same prediction; see `contingency.run_table`.
+
+    Shape: (runs,) each; scores by (class, track).
+    """
+
+    sequence: str
+    frame: int
+    lengths: np.ndarray
+    truth_classes: np.ndarray
+    truth_instances: np.ndarray
+    pred_classes: np.ndarray
+    pred_tracks: np.ndarray
+    pred_scores: Mapping[tuple[int, int], float] | None = None
+
+    def table(self, dataset: str) -> pa.Table:
+        """Its contingency table."""
+        return run_table(dataset, **vars(self))
 
 
 @dataclass(frozen=True)

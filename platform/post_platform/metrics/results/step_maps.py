@@ -12,9 +12,9 @@ from post_platform.datasets.files import decode_label_png, numbered, subfolders
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, legal_classes, load_contract, thing_table
 from post_platform.metrics.results.pair import (
-    FramePair,
     ResultFrame,
     Results,
+    RunPair,
     choose,
     require_folder,
     require_frames,
@@ -66,21 +66,31 @@ def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
         Image.fromarray(rgb).save(target)
 
 
-def _pairs(contract: Contract, sequence: str, frames: list[tuple[int, Path, Path]]) -> Iterator[FramePair]:
-    thing = thing_table(contract)
+def _pairs(contract: Contract, sequence: str, frames: list[tuple[int, Path, Path]]) -> Iterator[RunPair]:
     for frame, true_path, pred_path in frames:
-        classes, instances = _maps(contract, true_path)
-        pred_classes, pred_tracks = _maps(contract, pred_path)
-        require_size(pred_classes, classes, str(pred_path))
-        instances[thing[classes] & (instances == 0)] = UNIDENTIFIED
-        yield FramePair(sequence, frame, classes, instances, pred_classes, pred_tracks)
+        truth, pred = (decode_label_png(path, str(path), "RGB") for path in (true_path, pred_path))
+        require_size(pred, truth, str(pred_path))
+        starts = _starts(truth, pred)
+        classes, instances = _values(contract, truth, starts, true_path)
+        pred_classes, pred_tracks = _values(contract, pred, starts, pred_path)
+        instances[thing_table(contract)[classes] & (instances == 0)] = UNIDENTIFIED
+        lengths = np.diff(starts, append=truth.shape[0] * truth.shape[1])
+        yield RunPair(sequence, frame, lengths, classes, instances, pred_classes, pred_tracks)
 
 
-def _maps(contract: Contract, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    values = decode_label_png(path, str(path), "RGB")
-    classes = np.ascontiguousarray(values[..., 0])
-    unknown = np.flatnonzero((np.bincount(classes.reshape(-1), minlength=VOID + 1) > 0) & ~legal_classes(contract))
+def _starts(truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """The flat positions of pixels in which one of two images of three channels is not what it was a pixel before."""
+    one, other = truth.reshape(-1), pred.reshape(-1)
+    changed = one[3:] != one[:-3]
+    changed |= other[3:] != other[:-3]
+    pixels = np.flatnonzero(changed) // 3 + 1  # up to three times each
+    return np.append(0, pixels[np.diff(pixels, prepend=0) > 0])
+
+
+def _values(contract: Contract, image: np.ndarray, starts: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Class and id of the pixels at `starts`."""
+    classes, high, low = image.reshape(-1, 3)[starts].T
+    unknown = distinct(classes[~legal_classes(contract)[classes]])
     if unknown.size:
         raise DataError(f"{path}: has class {unknown[0]}, must be 0..{contract.classes[-1].id} or {VOID}")
-    instances = values[..., 1].astype(np.uint16) * 256 + values[..., 2].astype(np.uint16)
-    return classes, instances * thing_table(contract)[classes]
+    return classes, (high.astype(np.int32) << 8 | low) * thing_table(contract)[classes]

@@ -1,0 +1,126 @@
+"""Signals that become a request to the workers, and what the ranks make of it; real clusters are in test_jobs.py."""
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+from killing import Run
+from ray.train.v2._internal.execution import context
+
+from post_platform.training import checkpoint, stopping
+from post_platform.training.stopping import Request, Requests, stoppable
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A run that has committed 3 of 9 steps."""
+    config = SimpleNamespace(train=SimpleNamespace(steps=9))
+    return SimpleNamespace(folder=tmp_path, attempt="ours", config=config, committed_step=lambda: 3)
+
+
+@pytest.fixture
+def group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def ray_train(monkeypatch):
+    """What Ray Train tells a worker."""
+    told = SimpleNamespace(preemption_context=SimpleNamespace(preemption_info=None))
+    monkeypatch.setattr(context, "get_train_context", lambda: told)
+    return told.preemption_context
+
+
+def asked(requests):
+    requests.ask()
+    return requests.answer()
+
+
+def signalled(job, *numbers, seconds=0.05):
+    """Get signals inside the block, which then takes so long."""
+    with stoppable(job):
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        time.sleep(seconds)
+        (job.folder / "ended").write_text("as the workers did")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_request_and_the_workers_answer_ends_the_block(job, number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        signalled(job, number)
+    assert (job.folder / "stop").read_text() == "ours"
+    assert (job.folder / "ended").exists()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_the_block_at_once(job):
+    with pytest.raises(KeyboardInterrupt):
+        signalled(job, signal.SIGTERM, signal.SIGTERM, seconds=5)
+    assert not (job.folder / "ended").exists()
+
+
+def test_a_signal_that_comes_when_the_last_step_is_committed_changes_nothing(job):
+    job.committed_step = lambda: 9
+    signalled(job, signal.SIGTERM)
+    assert (job.folder / "ended").exists()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 2), ("2", 1)])
+def test_a_job_gives_up_a_second_before_ray_kills_it(job, monkeypatch, caplog, given, expected):
+    monkeypatch.setenv(stopping.JOB, "{}")
+    monkeypatch.delenv(stopping.GRACE, raising=False)
+    if given:
+        monkeypatch.setenv(stopping.GRACE, given)
+    started = time.monotonic()
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        signalled(job, signal.SIGTERM, seconds=5)
+    assert expected <= time.monotonic() - started < expected + 1
+    assert not (job.folder / "ended").exists()
+    assert ("RAY_JOB_STOP_WAIT_TIME_S" in caplog.text) == (given is None)
+
+
+def test_the_ranks_stop_for_this_attempt_only(job, group, ray_train, monkeypatch):
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 0)
+    requests = Requests(job, 0, group)
+    assert asked(requests) == Request.NOTHING
+    (job.folder / "stop").write_text("an earlier attempt")
+    assert asked(requests) == Request.NOTHING
+    (job.folder / "stop").write_text("ours")
+    assert [asked(requests), asked(requests)] == [Request.STOP, Request.STOP]
+
+
+def test_each_notice_of_preemption_is_one_checkpoint(job, group, ray_train):
+    requests = Requests(job, 0, group)
+    ray_train.preemption_info = {"node": "a"}
+    assert [asked(requests), asked(requests)] == [Request.CHECKPOINT, Request.NOTHING]
+    ray_train.preemption_info = {"node": "a", "and": "b"}
+    assert [asked(requests), asked(requests)] == [Request.CHECKPOINT, Request.NOTHING]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_run_on_this_machine_stops_with_a_checkpoint_of_its_step(toy_shards, tmp_path, number):
+    endless = ("train.steps=100000", "train.checkpoint_every=100000", "eval.every=0")
+    run = Run(toy_shards, tmp_path, "run", 2, *endless)
+    try:
+        deadline = time.monotonic() + 240
+        while run._step() < 5:
+            assert run.process.poll() is None, run.log.read_text()
+            assert time.monotonic() < deadline, run.log.read_text()
+            time.sleep(0.1)
+        os.kill(run.process.pid, number)
+        assert run.process.wait(120) == 1
+    finally:
+        run.end()
+    step = checkpoint.read_state(checkpoint.latest(run.folder / "checkpoints"))["step"]
+    assert step >= 5
+    assert run.log.read_text().endswith(
+        f"error: run 'run' was stopped\n  the same command continues from step {step}\n"
+    )
