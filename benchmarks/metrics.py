@@ -35,7 +35,7 @@ from pycocotools.cocoeval import COCOeval
 from post_platform.labels import load_contract
 from post_platform.metrics import hota, identity, mask_ap, mots, panoptic_quality, semantic_iou, stq, vpq
 from post_platform.metrics.contingency import merge
-from post_platform.metrics.results import ResultFrame, read_results, write_results
+from post_platform.metrics.results import FramePair, ResultFrame, read_results, write_results
 from post_platform.metrics.score import score
 from post_platform.metrics.segments import Rows, rows_of
 from post_platform.metrics.similarity import objects_of
@@ -128,13 +128,23 @@ def decode(folder: Path) -> Scenes:
     random = np.random.default_rng(0)
     results, videos, confidences = step_results(folder), {}, {}
     for name in results.counts:
-        videos[name] = list(results.read([name]))
+        videos[name] = [
+            FramePair(name, int(path.stem), *_maps(path, CROWD), *_maps(folder / "step_pred" / name / path.name, 0))
+            for path in sorted((folder / "step_gt" / name).glob("*.png"))
+        ]
         for pair in videos[name]:
             values = np.unique(segments(pair.pred_classes, pair.pred_tracks)).tolist()
             keys = [(value >> 16, value & 0xFFFF) for value in values if value >> 16 in THINGS]
             ranks = random.permutation(len(keys)) / max(len(keys), 1)
             confidences[name, pair.frame] = dict(zip(keys, ranks.tolist(), strict=True))
     return Scenes(folder, videos, confidences)
+
+
+def _maps(path: Path, unidentified: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and ids of a STEP PNG; a thing of id 0 has the one given."""
+    classes, high, low = np.moveaxis(np.asarray(Image.open(path)), -1, 0)
+    ids = high.astype(np.int32) * 256 + low
+    return np.ascontiguousarray(classes), np.where(np.isin(classes, list(THINGS)) & (ids == 0), unidentified, ids)
 
 
 def read_with_pillow(folder: Path) -> int:

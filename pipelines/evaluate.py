@@ -25,6 +25,7 @@ def main() -> None:
         "--allow-shared-videos", action="store_true", help="score also on videos that the checkpoint was trained on"
     )
     parser.add_argument("--max-frames", type=int, metavar="N", help="score only the first N frames of each sequence")
+    parser.add_argument("--workers", type=int, metavar="N", help="sequences predicted at once (default: what fits)")
     parser.add_argument("--tables", type=Path, metavar="FILE", help="save the contingency tables as Parquet")
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write all scores of every sequence and class, and timelines"
@@ -35,12 +36,18 @@ def main() -> None:
     from post_platform import cluster, storage
     from post_platform.data.leaks import refuse_shared_videos
     from post_platform.metrics import contingency
-    from post_platform.training.evaluate import evaluate_checkpoint, mean_score, open_model
+    from post_platform.progress import frames_progress
+    from post_platform.training.evaluate import mean_score, open_model, sequences
     from post_platform.training.report import print_scores
     from post_platform.training.sequence_report import sequence_report, write_report
     from post_platform.training.splits import splits_of, trained_splits
+    from post_platform.training.spread import evaluate_checkpoint
     from post_platform.training.timelines import write_timelines
 
+    files = ("json", "tables", "report")
+    named = {f"--{name}": getattr(arguments, name) and str(getattr(arguments, name).resolve()) for name in files}
+    places = {"--data": arguments.data, "--checkpoint": arguments.checkpoint}
+    cluster.refuse_copies(named | {flag: str(storage.absolute(place)) for flag, place in places.items()})
     root = storage.absolute(arguments.data)
     splits = splits_of(root, tuple(arguments.datasets or ()) or None, arguments.split)
     checkpoint = storage.absolute(arguments.checkpoint)
@@ -51,8 +58,17 @@ def main() -> None:
             print("cannot tell whether these videos were trained on: the training shards are gone", file=sys.stderr)
         refuse_shared_videos(trained or (), splits, "--allow-shared-videos")
     cluster.connect()
-    timelines = sys.maxsize if arguments.report else 0
-    found = evaluate_checkpoint(checkpoint, splits, arguments.tracking, arguments.max_frames, timelines=timelines)
+    frames = sum(found.stop - found.start for found in sequences(splits, arguments.max_frames))
+    with frames_progress("predicting", frames) as progress:
+        found = evaluate_checkpoint(
+            checkpoint,
+            splits,
+            arguments.tracking,
+            arguments.max_frames,
+            timelines=sys.maxsize if arguments.report else 0,
+            workers=arguments.workers,
+            progress=progress,
+        )
     print_scores(found.scores)
     if arguments.tables:
         contingency.save(contingency.merge(found.tables), arguments.tables)

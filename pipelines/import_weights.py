@@ -1,4 +1,4 @@
-"""Turn weights of Detectron2 (Panoptic-DeepLab, POST, backbones) or torchvision into a checkpoint, safely."""
+"""Turn weights of Detectron2 (Panoptic-DeepLab, POST), torchvision or our own training into a checkpoint, safely."""
 
 import argparse
 import json
@@ -13,7 +13,10 @@ def main() -> None:
         description=__doc__,
         epilog="example: python pipelines/import_weights.py model_final.pkl --out cityscapes --train-size 512x1024",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help=".pkl or .pth; nothing in it is executed")
+    parser.add_argument(
+        "file", metavar="FILE",
+        help=".pkl or .pth, of which nothing is executed; or a checkpoint, to take the weights out alone",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="C", help="checkpoint: a folder or s3:// address (default: the file's name)")
     parser.add_argument(
         "--train-size", type=image_size, metavar="HxW",
@@ -31,19 +34,32 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from post_platform import storage
-    from post_platform.training.imported import open_network, published_classes, read_classes, save_imported
+    from post_platform.training.imported import (
+        open_network,
+        published_classes,
+        read_classes,
+        save_imported,
+        save_weights_alone,
+    )
 
-    out = storage.absolute(arguments.out or arguments.file.stem)
+    file = Path(arguments.file)
+    out = storage.absolute(arguments.out or file.stem)
     if not storage.is_remote(out):
         check_folder(Path(out).parent, "--out")
-    model, names = open_network(arguments.file, arguments.train_size, arguments.size_divisibility)
+    if not file.suffix or storage.is_remote(arguments.file) or file.is_dir():
+        found = save_weights_alone(out, arguments.file)
+        print(f"{arguments.file}: {found['taken_from']['weights']}\ncheckpoint: {out}")
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"checkpoint": out, **found}, indent=1) + "\n")
+        return
+    model, names = open_network(file, arguments.train_size, arguments.size_divisibility)
     number = model.arguments["num_classes"]
     classes = read_classes(arguments.classes, number) if arguments.classes else published_classes(number)
-    files = save_imported(out, arguments.file, model, names, classes)
+    files = save_imported(out, file, model, names, classes)
     facts = model.arguments
     kind = "depthwise separable" if facts["depthwise"] else "dense"
     parts = f"{kind}; {', '.join(facts['branches'])}" if facts["branches"] else "backbone for model.init_from"
-    print(f"{arguments.file.name}: {facts['backbone']}, {number} classes, {parts}")
+    print(f"{file.name}: {facts['backbone']}, {number} classes, {parts}")
     print(f"{len(names)} weights, all found their place ({storage.join(out, 'mapping.json')})")
     for name, digest in files.items():
         print(f"  {digest}  {name}")

@@ -66,9 +66,9 @@ class Clock:
 def follow(out: Path, config: RunConfig, clock: Clock) -> dict:
     """Go the whole way once; returns the scores before training, after it, and with plain IoU tracking."""
     from post_platform import cluster, toycity
-    from post_platform.training.evaluate import evaluate_checkpoint
     from post_platform.training.launch import prepare, save_untrained, train
     from post_platform.training.report import ProgressLine
+    from post_platform.training.spread import evaluate_checkpoint
 
     with clock.phase("toy city", "drawing toy city in three official dataset layouts"):
         sources = toycity.write_all(out / "toycity")

@@ -6,15 +6,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from post_platform.command import check_folder, run
@@ -22,8 +20,8 @@ from post_platform.metrics import saved
 from post_platform.metrics.protocols import protocol_of
 from post_platform.metrics.results import count_results, read_results, readable, read_seqmap, within
 from post_platform.metrics.score import flat, headline, score
+from post_platform.progress import frames_progress
 
-LINE_EVERY = 15  # seconds, where there is no terminal for a progress bar
 SHOWN = {  # family -> what its table shows; the rest is in the JSON
     "pq": ("pq", "sq", "rq", "tp", "fp", "fn"),
     "miou": ("iou", "acc"),
@@ -80,7 +78,7 @@ def first(args: argparse.Namespace) -> dict:
     results = read_results(args.dataset, args.truth, args.predictions, list(listed) if listed else args.sequences)
     if listed:
         results = within(results, listed, args.seqmap)
-    with progress(results.count) as update:
+    with frames_progress("counting", results.count) as update:
         table = count_results(results, args.workers, update)
     further = results.further() if results.further else {}
     scoring = saved.Scoring(results.contract, results.count, len(results.counts), rules.name, further)
@@ -143,27 +141,6 @@ def shown_tables(family: str, found: dict) -> Iterator[Table]:
 def text(value: float | None) -> str:
     """A ratio with four digits, a count as it is, a dash for what is undefined."""
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, elsewhere a line every 15 seconds; yields what is told the frames done."""
-    if sys.stderr.isatty():
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("counting", total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    started = last = time.monotonic()
-
-    def line(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > LINE_EVERY:
-            last = now
-            left = (now - started) / done * (total - done)
-            print(f"{done} of {total} frames counted, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    yield line
 
 
 if __name__ == "__main__":

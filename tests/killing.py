@@ -1,9 +1,11 @@
-"""Training runs in processes of their own, and SIGKILL at a moment drawn at random inside what they do."""
+"""Training runs in processes of their own, SIGKILL at a random moment inside what they do, and what must be left."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+from mlflow import MlflowClient
+
+from post_platform.training import checkpoint, ledger
+
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
+VALIDATED = [8, 16, 24]
 SETTINGS = (
     "data.crop=[32,64]",
     "model.backbone=small",
@@ -65,7 +73,7 @@ class Run:
     def kill(self, case):
         """SIGKILL the case's victim at its moment."""
         deadline = time.monotonic() + 300
-        while not self._is(case):
+        while not inside(self.folder, case.moment, case.after):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.0005)
@@ -85,25 +93,6 @@ class Run:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def _is(self, case):
-        """Whether the run is inside the case's moment, after its step."""
-        if case.moment == "step":
-            return self._step() >= case.after
-        if case.moment == "validation":
-            log = self.folder / "logs/rank_0.log"
-            wanted = 8 if case.after < 8 else 16
-            return log.exists() and f"step {wanted}: validating" in log.read_text()
-        pattern = ".step_*.partial" if case.moment == "upload" else "step_*/MANIFEST.json"
-        found = [path.parent.name if case.moment == "report" else path.name
-                 for path in (self.folder / "checkpoints").glob(pattern)]  # fmt: skip
-        return any(int("".join(filter(str.isdigit, name))) >= case.after for name in found)
-
-    def _step(self):
-        try:
-            return json.loads((self.folder / "logs/progress.json").read_text())["step"]
-        except (OSError, ValueError):
-            return 0
-
     def _workers(self):
         """Process ids of this run's training workers."""
         found = []
@@ -115,3 +104,56 @@ class Run:
             except OSError:
                 continue
         return found
+
+
+def reached(folder):
+    """Step that a run is at by what it tells the driver."""
+    try:
+        return json.loads((folder / "logs/progress.json").read_text())["step"]
+    except (OSError, ValueError):
+        return 0
+
+
+def inside(folder, moment, after):
+    """Whether a run is inside a moment, after some step."""
+    if moment == "step":
+        return reached(folder) >= after
+    if moment == "validation":
+        wanted = 8 if after < 8 else 16
+        log = folder / "logs/rank_0.log"
+        return log.exists() and f"step {wanted}: validating" in log.read_text()
+    pattern = ".step_*.partial" if moment == "upload" else "step_*/MANIFEST.json"
+    names = [str(path.relative_to(folder)) for path in (folder / "checkpoints").glob(pattern)]
+    return any(int(re.search(r"step_(\d+)", name)[1]) >= after for name in names)
+
+
+def logged(folder, metric):
+    """Step -> value of a metric in the run's MLflow run; a step that is stored twice is an error."""
+    stored = json.loads((folder / "run.json").read_text())
+    history = MlflowClient(stored["mlflow_uri"]).get_metric_history(stored["mlflow_run_id"], metric)
+    assert len({entry.step for entry in history}) == len(history), f"{metric}: a step is doubled"
+    return {entry.step: entry.value for entry in history}
+
+
+def assert_nothing_lost(folder, whole, began_as, same_bits=False):
+    """A run that was killed saw the data of one that was not, ended where it did, and told the same MLflow run so."""
+    assert (folder / ledger.NAME).read_bytes() == (whole / ledger.NAME).read_bytes()
+    newest = checkpoint.latest(folder / "checkpoints")
+    checkpoint.verify(newest)
+    assert checkpoint.read_state(newest)["step"] == STEPS
+    assert mlflow_run_id(folder) == began_as, "another MLflow run"
+    expected, losses = logged(whole, "train/loss/total"), logged(folder, "train/loss/total")
+    assert sorted(losses) == list(range(1, STEPS + 1)), "a step is missing"
+    assert sorted(logged(folder, "val/mean/score")) == VALIDATED
+    if same_bits:
+        assert losses == expected, "the loss is not continued bit by bit"
+        weights = [hashlib.sha256((checkpoint.latest(run / "checkpoints") / "model.safetensors").read_bytes()).digest()
+                   for run in (folder, whole)]  # fmt: skip
+        assert weights[0] == weights[1]
+    else:
+        assert losses == pytest.approx(expected, rel=0.05), "another world size, but no other mathematics"
+
+
+def mlflow_run_id(folder):
+    """Id of the MLflow run that a run's folder names."""
+    return json.loads((folder / "run.json").read_text())["mlflow_run_id"]

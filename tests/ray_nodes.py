@@ -102,10 +102,12 @@ class Nodes:
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_worker_maximum_startup_concurrency": "2",
+            "OMP_WAIT_POLICY": "passive",  # a worker alone on its node takes all cores, which the others have too
+            "RAY_memory_monitor_refresh_ms": "0",  # each node would count the whole host's memory, and kill workers
         }
         self.client_env = self.env | {"RAY_ADDRESS": f"http://127.0.0.1:{self.jobs_port}"}
         self.env |= env or {}
-        self.nodes = []
+        self.nodes, self.joined = [], 0
         try:
             self.start_head()
             for _ in range(count - 1):
@@ -141,8 +143,9 @@ class Nodes:
         return head
 
     def join(self):
-        """Start one more node."""
-        self.nodes.append(Node([f"--address={self.gcs}"], f"127.0.0.{len(self.nodes) + 2}", self.cpus, self.env))
+        """Start one more node, at an address that no node had before."""
+        self.joined += 1
+        self.nodes.append(Node([f"--address={self.gcs}"], f"127.0.0.{self.joined + 2}", self.cpus, self.env))
         return self.nodes[-1]
 
     def alive(self):

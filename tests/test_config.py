@@ -46,6 +46,7 @@ def test_keys_that_others_rely_on_exist_with_their_defaults(tmp_path, monkeypatc
         "center_sigma": 8.0,
         "small_area": 4096.0,
         "small_weight": 3.0,
+        "weighting": "fixed",
     }
     assert (config.train.steps, config.train.global_batch, config.train.workers) == (60_000, 32, None)
     assert set(KEYS) >= MAY_CHANGE_ON_RESUME

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.train import ControllerError, WorkerGroupError
 
 from post_platform.config import load_config
-from post_platform.errors import ConfigError, DataError
+from post_platform.errors import ConfigError, DataError, PostError
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import open_model
-from post_platform.training.launch import _alone, _workers
+from post_platform.training.launch import _alone, _explained, _workers
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,25 @@ def test_a_run_s_folder_is_not_a_checkpoint_but_names_its_newest(tmp_path):
     with pytest.raises(DataError, match="is a run, not a checkpoint") as caught:
         open_model(tmp_path)
     assert caught.value.hint == f"its newest: --checkpoint {tmp_path}/checkpoints/step_00000004"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ControllerError(ray.exceptions.OutOfMemoryError("full")),
+         "Ray's own processes of run 'mine' were killed, or ran out of memory"),
+        (WorkerGroupError("lost", {1: ray.exceptions.ActorDiedError()}),
+         "training workers of run 'mine' were killed, or ran out of memory, more than 3 times"),
+        (WorkerGroupError("wrong", {0: DataError("a damaged tar")}), "a damaged tar"),
+    ],
+)  # fmt: skip
+def test_the_end_of_ray_s_trainer_is_told_in_one_line(error, expected):
+    job = SimpleNamespace(config=load_config(None, ["run.name=mine"]), committed_step=lambda: 7)
+    found = _explained(error, job)
+    assert isinstance(found, PostError)
+    assert str(found) == expected
+
+
+def test_an_unknown_end_of_ray_s_trainer_keeps_its_traceback():
+    error = WorkerGroupError("wrong", {0: ValueError("a bug")})
+    assert _explained(error, None) is error

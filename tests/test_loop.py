@@ -1,14 +1,19 @@
 """Small parts of the training loop, by hand: learning rate, normalisation, the batch, and what reaches MLflow."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from post_model.network import Post
+from post_model.weights import load_model
 from post_platform.config import load_config
 from post_platform.data.load import Samples
+from post_platform.errors import PostError
+from post_platform.training import checkpoint, checkpoint_store, journal
 from post_platform.training.job import resolve_norm
 from post_platform.training.journal import HISTORY, Journal
 from post_platform.training.ledger import EMPTY, NAME
@@ -51,7 +56,7 @@ def test_a_batch_is_the_samples_as_tensors():
     assert (batch.dataset.tolist(), batch.weight.tolist()) == ([1, 0], [1, 0])
 
 
-class Store:
+class Sent:
     """Remembers what a log was sent."""
 
     def __init__(self):
@@ -59,6 +64,9 @@ class Store:
 
     def log_metrics(self, metrics, step):
         self.sent += [(step, name) for name in sorted(metrics)]
+
+    def flush(self):
+        return True
 
 
 def test_what_a_kill_kept_from_mlflow_is_published_again(tmp_path):
@@ -69,14 +77,14 @@ def test_what_a_kill_kept_from_mlflow_is_published_again(tmp_path):
     history = [(3, {"train/loss/total": 2.0}), (4, {"train/loss/total": 1.0}), (4, {"val/a/PQ": 0.5, "rare": 0.1})]
     (newest / HISTORY).write_text("".join(json.dumps(item) + "\n" for item in history))
     (newest / NAME).touch()
-    store = Store()
-    Journal(SimpleNamespace(folder=tmp_path, open_log=lambda: store), newest)
+    store = Sent()
+    Journal(SimpleNamespace(folder=tmp_path, open_log=lambda: store), None, newest)
     assert store.sent == [(3, "train/loss/total"), (4, "train/loss/total"), (4, "rare"), (4, "val/a/PQ")]
 
 
 @pytest.mark.parametrize(("live", "sent"), [(False, []), (True, [(1, "time/frames_per_s"), (1, "train/loss/total")])])
 def test_a_metric_waits_for_its_checkpoint_unless_the_log_is_live(tmp_path, live, sent):
-    store = Store()
+    store = Sent()
     config = load_config(None, [f"log.live={str(live).lower()}"])
     (tmp_path / "logs").mkdir()
     job = SimpleNamespace(
@@ -85,7 +93,51 @@ def test_a_metric_waits_for_its_checkpoint_unless_the_log_is_live(tmp_path, live
         config=config,
         open_log=lambda: store,
     )
-    journal = Journal(job, None)
-    journal.step(1, {"train/loss/total": 2.0, "time/frames_per_s": 30.0})
+    kept = Journal(job, None, None)
+    kept.step(1, {"train/loss/total": 2.0, "time/frames_per_s": 30.0})
     assert store.sent == sent
-    assert journal.pending == ([] if live else [(1, {"train/loss/total": 2.0, "time/frames_per_s": 30.0})])
+    assert kept.pending == ([] if live else [(1, {"train/loss/total": 2.0, "time/frames_per_s": 30.0})])
+
+
+def test_metrics_reach_the_log_once_the_checkpoint_is_whole_and_training_goes_on_meanwhile(tmp_path, monkeypatch):
+    """The writer is held in its first file while the network is trained on: what it writes is of the commit's step."""
+    sent, go = Sent(), threading.Event()
+    config = load_config(None, ["model.backbone=small"])
+    job = SimpleNamespace(
+        folder=tmp_path, shared=tmp_path, logs=tmp_path, config=config, facts={}, attempt="mine",
+        mlflow_uri="u", mlflow_run_id="id", class_names=("person",), thing_flags=(True,), open_log=lambda: sent,
+    )  # fmt: skip
+    (tmp_path / "attempt").write_text("mine")
+    model = Post(1, "small", norm="group")
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    save_model = journal.save_model
+    monkeypatch.setattr(journal, "save_model", lambda *args: (go.wait(20), save_model(*args)))
+    store = checkpoint_store.Store(tmp_path / "checkpoints")
+    store.claim()
+    kept = Journal(job, store, None)
+    kept.validation(3, {"a": {"PQ": 0.5}}, 0.5, 1.0)
+    kept.commit(3, [(3, (0, "a/s/000001"))], 0, model, optimizer)
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 1
+    assert (store.names(), sent.sent) == ([], [])
+    go.set()
+    kept.close()
+    newest = store.latest()
+    loaded, _ = load_model(newest)
+    assert all(torch.equal(before[name], value) for name, value in loaded.state_dict().items())
+    assert (3, "val/mean/score") in sent.sent
+    state = checkpoint.read_state(newest)
+    assert (state["score"], state["scores"]["step"]) == (0.5, 3)
+    assert store.best() == "step_00000003"
+
+    (tmp_path / "attempt").write_text("another's")
+    with pytest.raises(PostError, match="continued by another process"):
+        kept.commit(4, [], 0, model, optimizer)
+    (tmp_path / "attempt").write_text("mine")
+    monkeypatch.setattr(journal, "save_model", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+    kept.commit(4, [], 0, model, optimizer)
+    with pytest.raises(PostError, match=f"{tmp_path}/checkpoints: No space left"):
+        kept.close()
+    assert store.names() == ["step_00000003"]

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from killing import Run
+from killing import Run, reached
 from ray.train.v2._internal.execution import context
 
 from post_platform.training import checkpoint, stopping
-from post_platform.training.stopping import Request, Requests, stoppable
+from post_platform.training.stopping import Request, Requests, request_checkpoint, stoppable
 
 
 @pytest.fixture
@@ -104,6 +104,15 @@ def test_each_notice_of_preemption_is_one_checkpoint(job, group, ray_train):
     assert [asked(requests), asked(requests)] == [Request.CHECKPOINT, Request.NOTHING]
 
 
+def test_a_checkpoint_is_asked_of_the_workers_that_train_now(job, group, ray_train, monkeypatch):
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 0)
+    request_checkpoint(job)
+    requests = Requests(job, 0, group)
+    assert asked(requests) == Request.NOTHING, "it was asked of those before"
+    request_checkpoint(job)
+    assert [asked(requests), asked(requests)] == [Request.CHECKPOINT, Request.NOTHING]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_run_on_this_machine_stops_with_a_checkpoint_of_its_step(toy_shards, tmp_path, number):
@@ -111,7 +120,7 @@ def test_a_run_on_this_machine_stops_with_a_checkpoint_of_its_step(toy_shards, t
     run = Run(toy_shards, tmp_path, "run", 2, *endless)
     try:
         deadline = time.monotonic() + 240
-        while run._step() < 5:
+        while reached(run.folder) < 5:
             assert run.process.poll() is None, run.log.read_text()
             assert time.monotonic() < deadline, run.log.read_text()
             time.sleep(0.1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_type_hints
 
 from pydantic import Field, ValidationError, create_model, model_validator
 
@@ -32,6 +32,8 @@ from post_platform.config_values import (
     Workers,
 )
 from post_platform.errors import ConfigError
+
+Kind = TypeVar("Kind", bound=Config)
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
@@ -103,6 +105,9 @@ class LossSettings(Config):
     center_sigma: Positive = Field(default=8.0, description="Width of a centre's Gaussian, pixels of the crop.")
     small_area: NotNegative = Field(default=4096, description="Objects below this many pixels of the crop are small.")
     small_weight: Positive = Field(default=3.0, description="Weight of small objects' pixels in the semantic loss.")
+    weighting: Literal["fixed", "learned"] = Field(
+        default="fixed", description="learned: the branches' weights are where a learned uncertainty starts."
+    )
 
 
 if TYPE_CHECKING:
@@ -210,6 +215,10 @@ class RunConfig(Config):
         for name in BRANCH_WEIGHTS:
             if name in self.loss.model_fields_set and name not in self.model.branches:
                 raise ValueError(f"loss.{name} is set, but model.branches has no branch {name!r}")
+            if self.loss.weighting == "learned" and name in self.model.branches and not getattr(self.loss, name):
+                raise ValueError(
+                    f"loss.{name} must be > 0 where loss.weighting is learned: it is where learning starts"
+                )
         if "prev_offset" in self.model.branches:
             return self
         if "tracking" in self.eval.model_fields_set and self.eval.tracking == "prev_offset":
@@ -227,14 +236,24 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
             nearest one; for any attempt to give one dataset a number, that this is refused by design.
     """
     values = read_file(path, KEYS) if path else {}
-    values.update(read_overrides(overrides, KEYS, _TEXT_KEYS))
-    try:
-        config = RunConfig.model_validate(_nested(values))
-    except ValidationError as error:
-        raise ConfigError("; ".join(_problems(error))) from error
+    values.update(read_overrides(overrides, KEYS, TEXT_KEYS))
+    return run_config(values)
+
+
+def run_config(values: Mapping[str, object]) -> RunConfig:
+    """Build the configuration from flat values, as `load_config` does. Raises: ConfigError."""
+    config = build(RunConfig, values)
     if "prev_offset" not in config.model.branches and "eval.tracking" not in values:
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"tracking": "iou"})})
     return config
+
+
+def build(kind: type[Kind], values: Mapping[str, object]) -> Kind:
+    """Build a part of the configuration from flat values. Raises: ConfigError, one line for all wrong keys."""
+    try:
+        return kind.model_validate(_nested(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_problems(error))) from error
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
@@ -299,10 +318,11 @@ KEYS: tuple[str, ...] = tuple(
 )
 """Every valid key, in the order of the tree."""
 
-_TEXT_KEYS = frozenset(
+TEXT_KEYS = frozenset(
     f"{name}.{leaf}"
     for name, part in get_type_hints(RunConfig).items()
     if isinstance(part, type) and issubclass(part, Config)
     for leaf, kind in get_type_hints(part).items()
     if kind in (str, str | None)
 )
+"""Keys whose value is text also where it looks like a number."""

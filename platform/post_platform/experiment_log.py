@@ -171,7 +171,7 @@ class ExperimentLog:
         Shape: (H, W, 3) uint8.
         Source: the file names of `MlflowClient.log_image`, which draws new ones when it is called again.
         """
-        key = re.sub(r"[^\w\-. ]", "_", name.replace("/", "~"), flags=re.ASCII)
+        key = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII).replace("/", "~")
         path = f"images/{key}+step+{step}+timestamp+{_now()}+{uuid.uuid4()}"
         picture = Image.fromarray(image)
         small = picture.copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from post_platform.labels import UNIDENTIFIED, VOID, Contract, taxonomy
 Labels = tuple[np.ndarray, np.ndarray]
 """(classes, instances) of one frame, each (H, W)."""
 
-_PAPER, _INK, _GAP = (250, 250, 248), (40, 42, 46), 6
+_PAPER, _INK, _DARK, _GAP = (250, 250, 248), (40, 42, 46), (24, 26, 30), 6
 _GOLDEN = 0.61803398875
 
 
@@ -91,6 +92,60 @@ def _edges(key: np.ndarray, thickness: int) -> np.ndarray:
         edges[:, step:] |= horizontal
         edges[:, :-step] |= horizontal
     return edges
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What is written on a picture about an object, in its colour. Units: box (y0, x0, y1, x1), the ends exclusive."""
+
+    text: str
+    color: tuple[int, int, int]
+    box: tuple[int, int, int, int]
+
+
+def annotate(
+    image: np.ndarray, tags: Sequence[Tag], boxes: bool = False, legend: Sequence[tuple[str, tuple[int, ...]]] = ()
+) -> np.ndarray:
+    """Write tags where there is room, those of large objects first, and a legend of (text, colour) bottom left.
+
+    Text is white on dark, of a size that follows the image's. A tag goes above its object, else inside, else below;
+    where all that is taken it is left out rather than drawn over another.
+
+    Shape: (H, W, 3) uint8, as the result.
+    """
+    height, width = image.shape[:2]
+    picture = Image.fromarray(image)
+    size = max(11, min(height, width) // 36)
+    pen, font, pad = ImageDraw.Draw(picture), ImageFont.load_default(size), max(2, size // 5)
+    line = size + 2 * pad
+    taken: list[tuple[float, float, float, float]] = []
+
+    def write(text: str, color: tuple[int, ...], top: float, left: float, edge: float) -> None:
+        right = left + edge + font.getlength(text) + 3 * pad
+        taken.append((top, left, top + line, right))
+        pen.rectangle((left, top, right - 1, top + line - 1), fill=_DARK)
+        pen.rectangle((left, top, left + edge - 1, top + line - 1), fill=color)
+        pen.text((left + edge + 1.5 * pad, top + line / 2), text, _PAPER, font, anchor="lm")
+
+    for place, (text, color) in enumerate(legend):
+        top = height - line * (len(legend) - place)
+        if top >= 0:
+            write(text, color, top, 0, line)
+    ordered = sorted(tags, key=lambda tag: (tag.box[0] - tag.box[2]) * (tag.box[3] - tag.box[1]))
+    for tag in ordered if boxes else ():
+        y0, x0, y1, x1 = tag.box
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=tag.color, width=max(1, size // 10))
+    for tag in ordered:
+        y0, x0, y1, _ = tag.box
+        wide = 2 * pad + font.getlength(tag.text) + 3 * pad
+        left = min(x0, width - wide)
+        for top in (y0 - line, y0, y1 - line, y1):
+            free = all(top >= end or top + line <= start or left >= right or left + wide <= other
+                       for start, other, end, right in taken)  # fmt: skip
+            if tag.text and left >= 0 and 0 <= top <= height - line and free:
+                write(tag.text, tag.color, top, left, 2 * pad)
+                break
+    return np.asarray(picture)
 
 
 def enlarge(array: np.ndarray, factor: int) -> np.ndarray:

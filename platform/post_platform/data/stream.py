@@ -118,7 +118,15 @@ def data_config(decode_on: Literal["trainer", "cluster"] = "trainer") -> ray.tra
     memory = PLAN_ROWS_BYTES if decode_on == "trainer" else None
     limits = ExecutionResources(object_store_memory=memory)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
-    return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)
+    return _PerGroup(execution_options=options, enable_shard_locality=False)
+
+
+class _PerGroup(ray.train.DataConfig):
+    """Also takes a function of the number of workers, called for each worker group: an elastic run's change in size."""
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        made = {name: found(world_size) if callable(found) else found for name, found in datasets.items()}
+        return super().configure(made, world_size, *args, **kwargs)
 
 
 def local_batches(

@@ -16,13 +16,15 @@ and two here. VPQ_k is None when no window is that long, where that tool divides
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from post_platform.metrics.panoptic_quality import Counts, average, class_groups, match_segments
+from post_platform.metrics.panoptic_quality import Crowd as PanopticCrowd
 from post_platform.metrics.segments import Rows, mean, rows_of
 
 Crowd = Literal["ignored", "missed"]
@@ -51,20 +53,32 @@ def report(
 def count_tubes(
     table: pa.Table | Rows, classes: Collection[int], frames: int, crowd: Crowd = "ignored"
 ) -> dict[int, Counts]:
-    """Matches of every class, summed over all windows of `frames` successive frames of all sequences."""
-    return match_segments(_windows(rows_of(table), frames), classes, "every" if crowd == "ignored" else "missed")
+    """Matches of every class, summed over all windows of `frames` successive frames of all sequences.
+
+    Sequence by sequence, so that the copies of the rows, one per window, are those of the longest one at most.
+    """
+    rows = rows_of(table)
+    order = np.argsort(rows.video, kind="stable")
+    edges = np.searchsorted(rows.video[order], np.arange(len(rows.names) + 1))
+    rule: PanopticCrowd = "every" if crowd == "ignored" else "missed"
+    found = [
+        match_segments(_windows(rows.where(order[start:stop]), frames), classes, rule)
+        for start, stop in pairwise(edges.tolist())
+    ]
+    return {native: _total([counts[native] for counts in found]) for native in sorted(classes)}
+
+
+def _total(counts: Sequence[Counts]) -> Counts:
+    return Counts(*(sum(column) for column in zip(*map(astuple, counts), strict=True))) if counts else Counts()
 
 
 def _windows(rows: Rows, frames: int) -> Rows:
-    """Every row once per window that its frame is in; `moment` becomes the window's first frame."""
-    last = np.zeros(int(rows.video.max(initial=-1)) + 1, np.int64)  # the last frame of each sequence
-    np.maximum.at(last, rows.video, rows.moment)
-    first = np.full(len(last), np.iinfo(np.int64).max)
-    np.minimum.at(first, rows.video, rows.moment)
+    """Every row of a sequence once per window that its frame is in; `moment` becomes the window's first frame."""
+    first, last = rows.moment.min(initial=np.iinfo(np.int64).max), rows.moment.max(initial=-1)
     copies = []
     for back in range(frames):  # frames of a sequence have successive numbers
         start = rows.moment - back
-        inside = (start >= first[rows.video]) & (start + frames - 1 <= last[rows.video])
+        inside = (start >= first) & (start + frames - 1 <= last)
         copies.append(replace(rows.where(inside), moment=start[inside]))
     columns = [name for name in vars(rows) if name != "names"]
     return Rows(rows.names, **{name: np.concatenate([vars(copy)[name] for copy in copies]) for name in columns})

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from post_model.network import Post
 from post_model.predictor import Predictor, Tracking
 from post_model.weights import ModelCard, best_weights, load_model
 from post_platform import storage
 from post_platform.data.load import read_frame
-from post_platform.errors import DataError, PostError
+from post_platform.errors import DataError
 from post_platform.labels import Contract, judged, load_contract
 from post_platform.metrics.contingency import frame_table, merge
 from post_platform.metrics.score import flat, headline, score
@@ -184,52 +183,6 @@ def mean_score(scores: Scores) -> float | None:
     values = [headline(found, load_contract(name)) for name, found in scores.items()]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A checkpoint's contingency tables, their scores, and pictures and timelines of its sequences."""
-
-    tables: list[pa.Table]
-    scores: Scores
-    pictures: list[Picture]
-    timelines: Timelines
-
-
-def evaluate_checkpoint(
-    folder: storage.Location,
-    splits: Sequence[Split],
-    tracking: Tracking = "prev_offset",
-    max_frames: int | None = None,
-    pictures: int = 0,
-    timelines: int = 0,
-) -> Evaluation:
-    """Score a checkpoint on whole sequences, spread over the Ray that `cluster.connect` joined.
-
-    Raises:
-        DataError: the folder is no checkpoint of ours.
-    """
-    import ray
-
-    work = sequences(splits, max_frames)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    parts = max(1, min(len(work), gpus or int(ray.cluster_resources()["CPU"]) // 2))
-    task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_calls=1 if gpus else 0)(_evaluate_part)
-    shares = [share_of(work, part, parts) for part in range(parts)]
-    waiting = [task.remote(str(folder), share, tracking, pictures, timelines) for share in shares]
-    try:
-        done = joined(ray.get(waiting))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, PostError) else error from None
-    return Evaluation(done.tables, scores_of(done.tables), done.pictures, done.timelines)
-
-
-def _evaluate_part(folder: str, work: Sequence[Stretch], tracking: Tracking, pictures: int, timelines: int) -> Share:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)  # one task per core: more threads would fight
-    model, card = open_model(folder, device)
-    return evaluate_share(model, card.class_names, work, tracking, pictures, timelines)
 
 
 def open_model(location: storage.Location, device: str = "cpu") -> tuple[Post, ModelCard]:

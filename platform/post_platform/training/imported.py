@@ -1,15 +1,17 @@
-"""Networks of others as checkpoints of ours: what their classes are called, and where each weight came from."""
+"""Networks as checkpoints that hold nothing else: those of others, and what our own training has made."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from post_model.network import Post
-from post_model.weights import open_foreign, save_model
+from post_model.weights import best_weights, load_model, open_foreign, save_model
 from post_platform import storage
 from post_platform.errors import DataError, PostError
 from post_platform.labels import taxonomy
@@ -104,9 +106,48 @@ def save_imported(
         save_model(path, model, classes.names, classes.things, projections(classes.names))
         (path / MAPPING).write_text(json.dumps({"source": source, "keys": keys}, indent=1) + "\n", encoding="utf-8")
 
+    return _write(target, write, {"imported": source})
+
+
+def save_weights_alone(target: storage.Location, source: storage.Location) -> dict[str, Mapping[str, str]]:
+    """Take the network out of a checkpoint of ours, the averaged weights where it has any, without the optimiser.
+
+    Of the run's state only what it was trained on stays, so that no score is given on training videos. Returns the
+    manifest: where the weights are from, and every file's sha256.
+
+    Raises:
+        DataError: `source` is no checkpoint of ours, or is damaged.
+        PostError: the folder holds something else.
+    """
+    place = checkpoint.resolve(source)
+    folder = checkpoint.fetch(place)
+    checkpoint.verify(folder)
+    if any(name not in ("model.json", "model.safetensors", checkpoint.STATE, checkpoint.MANIFEST)
+           for name in storage.list_names(target)) or Path(target).is_file():  # fmt: skip
+        raise PostError(f"--out {target} holds other files", "name another folder: --out DIR")
+    weights = best_weights(folder)
+    try:
+        model, card = load_model(folder, weights)
+    except ValueError as error:
+        raise DataError(f"no usable checkpoint: {error}") from error
+    facts: dict[str, Mapping[str, str]] = {"taken_from": {"checkpoint": place, "weights": f"{weights}.safetensors"}}
+
+    def write(path: Path) -> None:
+        save_model(path, model, card.class_names, card.thing_flags, card.datasets)
+        if (folder / checkpoint.STATE).is_file():
+            state = checkpoint.read_state(folder)
+            config = {key: value for key, value in yaml.safe_load(state["config"]).items() if key.startswith("data.")}
+            kept = {"step": state["step"], "score": state.get("score"), "config": yaml.safe_dump(config)}
+            (path / checkpoint.STATE).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+    return {**facts, "files": _write(target, write, facts)}
+
+
+def _write(target: storage.Location, write: Callable[[Path], None], facts: Mapping[str, object]) -> dict[str, str]:
+    """A whole checkpoint here or on S3; returns every file's sha256."""
     if not storage.is_remote(target):
-        return checkpoint.write_whole(Path(target), write, {"imported": source})
+        return checkpoint.write_whole(Path(target), write, facts)
     with tempfile.TemporaryDirectory() as folder:
-        files = checkpoint.write_whole(Path(folder) / "whole", write, {"imported": source})
+        files = checkpoint.write_whole(Path(folder) / "whole", write, facts)
         checkpoint.publish(Path(folder) / "whole", target)
     return files

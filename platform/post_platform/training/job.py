@@ -15,6 +15,7 @@ from post_model.layers import Norm
 from post_model.network import Post
 from post_model.state import fill
 from post_model.weights import best_weights, load_backbone, load_model, read_card
+from post_platform import storage
 from post_platform.config import RunConfig
 from post_platform.data.augment import Augmentation
 from post_platform.data.load import ClipLoader
@@ -23,6 +24,7 @@ from post_platform.errors import ConfigError
 from post_platform.experiment_log import ExperimentLog
 from post_platform.shards.index import Split
 from post_platform.training import checkpoint
+from post_platform.training.checkpoint_store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,19 @@ class Job:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the run's checkpoints are."""
-        return self.folder / "checkpoints"
+        """Where the run's checkpoints are on this machine."""
+        return self.folder / checkpoint.FOLDER
+
+    @property
+    def shared(self) -> storage.Location:
+        """What all machines of the run see: its folder, or its address on S3."""
+        remote = storage.is_remote(self.config.run.dir)
+        return storage.join(self.config.run.dir, self.config.run.name) if remote else self.folder
+
+    def store(self) -> Store:
+        """The run's checkpoints, wherever they are."""
+        remote = storage.is_remote(self.shared)
+        return Store(self.checkpoints, storage.join(self.shared, checkpoint.FOLDER) if remote else None)
 
     def open_log(self, owner: bool = False) -> ExperimentLog:
         """The run's MLflow run, from whichever process asks; `owner`: the one that the run dies with."""
@@ -74,8 +87,7 @@ class Job:
 
     def committed_step(self) -> int:
         """The step of the newest whole checkpoint; 0 where there is none."""
-        newest = checkpoint.latest(self.checkpoints)
-        return checkpoint.read_state(newest)["step"] if newest else 0
+        return self.store().committed_step()
 
     def norm(self, gpus_everywhere: bool, local_batch: int) -> Norm:
         """The network's normalisation: the configured one, else what a starting checkpoint stored, else by hardware.

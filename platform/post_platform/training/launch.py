@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -211,13 +211,13 @@ def _fit(job: Job, loader: ClipLoader) -> None:
     """
     import ray
     from ray.data import Dataset
-    from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, ScalingConfig, UserCallback
+    from ray.train import FailureConfig, UserCallback
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from post_platform.data.stream import data_config, stream
+    from post_platform.training.elastic import ElasticTrainer
     from post_platform.training.loop import train_worker
 
     class _MistakesEndTheRun(UserCallback):
@@ -230,23 +230,26 @@ def _fit(job: Job, loader: ClipLoader) -> None:
                         raise cause
 
     workers, gpus = _workers(job.config)
-    decode_on = job.config.data.decode_on
+    wanted, slim = job.config.train.workers, job.without_frames()
+    scaling = ScalingConfig(
+        num_workers=(wanted.min, wanted.max) if isinstance(wanted, WorkerRange) else (workers, workers),
+        use_gpu=gpus,
+        resources_per_worker={"CPU": cluster.worker_cpus()} | ({"GPU": 1} if gpus else {}),
+    )
     stored = ray.put(loader)  # with the plan, which may be large: one copy per node, for tasks and ranks
 
-    def batches() -> Dataset:
+    def batches() -> Callable[[int], Dataset]:
         # Evaluated anew for each worker group: a restarted group continues where the last checkpoint ends.
-        return stream(stored, job.committed_step(), job.config.train.steps, workers, decode_on)
+        steps, decode_on = slim.config.train.steps, slim.config.data.decode_on
+        return lambda workers: stream(stored, slim.committed_step(), steps, workers, decode_on)
 
-    trainer = TorchTrainer(
+    trainer = ElasticTrainer(
+        slim,
         train_worker,
-        train_loop_config={"job": job.without_frames(), "loader": stored},
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus,
-            resources_per_worker={"CPU": cluster.worker_cpus()} | ({"GPU": 1} if gpus else {}),
-        ),
+        train_loop_config={"job": slim, "loader": stored},
+        scaling_config=scaling,
         datasets={"train": batches},
-        dataset_config=data_config(decode_on),
+        dataset_config=data_config(slim.config.data.decode_on),
         run_config=RayRunConfig(
             # A reused name would make Ray Train resume by itself; our checkpoints are the only authority on that.
             name=f"{job.config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}",
@@ -255,22 +258,31 @@ def _fit(job: Job, loader: ClipLoader) -> None:
             callbacks=[_MistakesEndTheRun()],  # type: ignore[list-item]
         ),
     )
-    # Ray would abort on Ctrl-C; `stoppable` answers it.
-    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        failures = list(_causes(error))
-        for failure in failures:
-            if isinstance(failure, PostError):
-                raise failure from error
-        if any(isinstance(failure, RayActorError) for failure in failures):
-            raise PostError(
-                f"training workers of run {job.config.run.name!r} were killed, or ran out of memory, more than "
-                f"{job.config.train.max_failures} times",
-                f"the same command continues from step {job.committed_step()}",
-            ) from error
-        raise
+        raise _explained(error, job) from error
+
+
+def _explained(error: Exception, job: Job) -> Exception:
+    """What to tell of the end of Ray's trainer: the user's mistake, or who was killed; else the error as it is."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.train import ControllerError
+
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, PostError):
+            return cause
+    if not any(isinstance(cause, RayActorError | OutOfMemoryError) for cause in causes):
+        return error
+    if isinstance(error, ControllerError):
+        who, often = "Ray's own processes", ""
+    else:
+        who, often = "training workers", f", more than {job.config.train.max_failures} times"
+    return PostError(
+        f"{who} of run {job.config.run.name!r} were killed, or ran out of memory{often}",
+        f"the same command continues from step {job.committed_step()}",
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -290,23 +302,19 @@ def _workers(config: RunConfig) -> tuple[int, bool]:
     Raises:
         ConfigError: Ray has no room for so many beside the data tasks; waiting for it would hang.
     """
-    import ray
+    from post_platform.training.elastic import data_cpus, room
 
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
-    left = 2 if config.data.decode_on == "cluster" else 1  # CPUs for Ray Data: for plan rows, and to decode
-    room = max(0, int((total["CPU"] - left) / cluster.worker_cpus()))
-    room = min(gpus, room) if gpus else room
+    most, cpus, gpus = room(config, cluster.worker_cpus())
     wanted = config.train.workers
-    workers = min(wanted.max, room) if isinstance(wanted, WorkerRange) else wanted or gpus or min(2, room)
+    workers = min(wanted.max, most) if isinstance(wanted, WorkerRange) else wanted or gpus or min(2, most)
     least = wanted.min if isinstance(wanted, WorkerRange) else 1
-    if not max(1, least) <= workers <= room:
-        fewer = f"ask for fewer: train.workers={room}"
-        more = f"give Ray more CPUs: {left} beside the workers' are for data"
+    if not max(1, least) <= workers <= most:
+        fewer = f"ask for fewer: train.workers={most}"
+        more = f"give Ray more CPUs: {data_cpus(config)} beside the workers' are for data"
         raise ConfigError(
-            f"train.workers: Ray has room for {room} ({total['CPU']:.0f} CPUs, {gpus} GPUs), "
+            f"train.workers: Ray has room for {most} ({cpus:.0f} CPUs, {gpus} GPUs), "
             f"got {least if isinstance(wanted, WorkerRange) else workers}",
-            fewer if room else more,
+            fewer if most else more,
         )
     return workers, gpus >= workers
 
@@ -320,12 +328,14 @@ def _watching(folder: Path, report: Report) -> Iterator[None]:
     read: dict[Path, int] = {}
 
     def look() -> None:
-        for file in sorted(folder.glob("rank_*.log")):
+        for file in sorted(folder.glob("*.log")):
             *lines, _ = file.read_text()[read.get(file, 0) :].split("\n")
             for line in lines:
                 logger.info("%s: %s", file.stem.replace("_", " "), line)
             read[file] = read.get(file, 0) + sum(len(line) + 1 for line in lines)
-        text = (folder / PROGRESS).read_text() if (folder / PROGRESS).exists() else ""
+        text = ""
+        with suppress(OSError):
+            text = (folder / PROGRESS).read_text()
         if text.endswith("}"):
             report(json.loads(text))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from post_platform.training.optimise import (
     Diverged,
     Gradient,
     Health,
+    LearnedWeights,
     clip,
     compiled,
     explained,
@@ -81,9 +82,9 @@ class Worker:
         self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
         self.config, self.loader = job.config, loader
         self.messages: Any = dist.new_group(backend="gloo")  # Python objects, on GPU runs too
-        newest = checkpoint.latest(job.checkpoints)
+        self.store = job.store()
+        newest = self._newest()
         if newest:
-            checkpoint.verify(newest)
             model, _ = load_model(newest)
             self.step = checkpoint.read_state(newest)["step"]
         else:
@@ -94,8 +95,13 @@ class Worker:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.config.optim.lr, weight_decay=self.config.optim.weight_decay, fused=True
         )
+        fixed = {name: getattr(self.config.loss, name) for name in self.config.model.branches}
+        learned = self.config.loss.weighting == "learned"
+        self.learned = LearnedWeights(fixed, self.optimizer, device) if learned else None
         if newest:
             self.optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location=device, weights_only=True))
+            if self.learned:
+                self.learned.restore()
         ema = self.config.optim.ema
         self.average = Average(self.model, ema, newest / "ema.safetensors" if newest else None) if ema else None
         network = DistributedDataParallel(
@@ -105,30 +111,48 @@ class Worker:
             gradient_as_bucket_view=True,
             static_graph=self.config.train.accumulate == 1,  # every step uses every branch; torch forbids no_sync then
         )
-        self.gradient = self._gradient(network)
+        self.gradient = self._gradient(network, self.learned or fixed)
         self.health = Health()
-        self.journal = Journal(job, newest) if rank == 0 else None
+        self.journal = Journal(job, self.store, newest) if rank == 0 else None
         self.seen: list[tuple[int, Seen]] = []
         self.bad = 0  # samples that were replaced since the last commit
         self.requests = Requests(job, rank, self.messages)
+
+    def _newest(self) -> Path | None:
+        """The checkpoint where all ranks continue, verified: rank 0 looks, once no older worker can commit another."""
+        found: list[str | None] = [None]
+        if self.rank == 0:
+            self.store.claim()
+            found = [self.store.newest()]
+        dist.broadcast_object_list(found, group=self.messages)
+        return self.store.path(found[0]) if found[0] else None
 
     def _norm(self) -> Norm:
         gpu = self.device.type == "cuda"
         rows = local_batch(self.config.train.global_batch, self.world_size)
         return self.job.norm(gpu, rows)
 
-    def _gradient(self, network: DistributedDataParallel) -> Gradient:
+    def _gradient(self, network: DistributedDataParallel, weights: Mapping[str, float]) -> Gradient:
         loss = self.config.loss
         settings = {
             "hard_fraction": loss.hard_fraction, "sigma": loss.center_sigma,
             "small_area": loss.small_area, "small_weight": loss.small_weight,
         }  # fmt: skip
-        weights = {name: getattr(loss, name) for name in self.config.model.branches}
         tables = label_tables(self.job.train, self.job.class_names).to(self.device)
         return Gradient(network, tables, settings, weights, self.config.train.accumulate, self._autocast)
 
     def run(self, shard: ray.data.DataIterator) -> None:
-        """Train to the last step, validating and committing on the way."""
+        """Train to the last step, validating and committing on the way; the last checkpoint is whole at the end."""
+        try:
+            self._run(shard)
+        except BaseException:
+            if self.journal:
+                self.journal.settle()
+            raise
+        if self.journal:
+            self.journal.close()
+
+    def _run(self, shard: ray.data.DataIterator) -> None:
         config = self.config
         steps = range(self.step, config.train.steps)
         batches = local_batches(shard, self.loader, steps, self.rank, self.world_size)
@@ -155,8 +179,6 @@ class Worker:
                 self.journal.mixture(self.loader.plan)
             if request is Request.STOP:
                 break
-        if self.journal:
-            self.journal.close()
 
     def _train_step(self, samples: Samples) -> dict[str, Tensor]:
         """One optimiser step on this rank's rows; returns each branch's mean loss over all ranks, and "grad_norm"."""
@@ -170,6 +192,8 @@ class Worker:
         with explained(config.train.compile):
             values = self.gradient(batch)
         values["grad_norm"] = clip(self.model.parameters(), config.optim.clip)
+        if self.learned:
+            self.learned.learn(values)
         self.optimizer.step()
         if self.average:
             self.average.update(self.step + 1)
@@ -206,14 +230,17 @@ class Worker:
             self.health.check(list(self.model.parameters()))
         except Diverged as error:
             rate, job = f"optim.lr={self.config.optim.lr / 10:g}", self.job
-            good = [path for path in checkpoint.whole(job.checkpoints)
-                    if checkpoint.read_state(path)["step"] < self.health.good]  # fmt: skip
+            if self.journal:
+                self.journal.settle()
+            dist.barrier(group=self.messages)
+            good = [name for name in self.store.names() if checkpoint.step_of(name) < self.health.good]
             if not good:
                 text = "; there is no good checkpoint"
                 hint = f"begin again with a lower rate, under another name: {rate} run.name=<new name>"
             else:
-                text = f"; the last good checkpoint is {good[-1]} (step {checkpoint.read_state(good[-1])['step']})"
-                hint = f"continue from it with a lower rate: model.init_from={good[-1]} {rate} run.name=<new name>"
+                path = self.store.address(good[-1])
+                text = f"; the last good checkpoint is {path} (step {checkpoint.step_of(good[-1])})"
+                hint = f"continue from it with a lower rate: model.init_from={path} {rate} run.name=<new name>"
             raise PostError(f"run {job.config.run.name!r} failed at {error}{text}", hint) from error
 
     def _log_step(self, values: dict[str, Tensor], clock: Clock) -> None:
@@ -223,6 +250,8 @@ class Worker:
         metrics = {f"train/loss/{name}": float(value) for name, value in values.items()}
         metrics["train/grad_norm"] = metrics.pop("train/loss/grad_norm")
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.learned:
+            metrics |= {f"train/weight/{name}": weight for name, weight in self.learned.items()}
         metrics["time/frames_per_s"] = self.config.train.global_batch * clock.steps / clock.seconds
         metrics["time/data_wait"] = clock.waited / clock.seconds
         self.journal.step(self.step, metrics)
@@ -248,7 +277,10 @@ class Worker:
             self.journal.breakdown(self.step, whole.tables, whole.timelines)
 
     def _commit(self) -> None:
-        """Make everything up to this step permanent: ledger, checkpoint, then the metrics in MLflow."""
+        """Begin to make everything up to this step permanent: ledger, checkpoint, then the metrics in MLflow.
+
+        The ranks wait for the copy, and for the checkpoint before; not for the writing.
+        """
         self._check()
         found: list[Any] = [None] * self.world_size
         dist.gather_object((self.seen, self.bad), found if self.rank == 0 else None, group=self.messages)

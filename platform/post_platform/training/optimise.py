@@ -161,6 +161,51 @@ def means_of(found: Found, weights: Mapping[str, float], sums: Tensor) -> dict[s
     return {**dict(zip(found, means, strict=True)), "total": (factors * means).sum()}
 
 
+class LearnedWeights(Mapping[str, float]):
+    """Loss weights that follow how uncertain each branch is, instead of a search: `loss.weighting: learned`.
+
+    Minimises the sum over branches of exp(-s) x loss + s, with one s = log(variance) per branch, which begins at
+    -log(`loss.<branch>`): the first step is that of fixed weights. The optimum of s makes each weight 1 / loss.
+
+    s is in the optimiser, in a group of its own that also holds its value, so it is saved and restored with it. Its
+    gradient, 1 - exp(-s) x loss, needs no graph: the mean loss over all ranks is known to each of them.
+
+    Source: Kendall, Gal and Cipolla, Multi-task learning using uncertainty (CVPR 2018), section 3.2. Deviation: one
+        form for all branches; theirs halves the regressions' terms, which only shifts their s by log 2.
+    """
+
+    def __init__(self, weights: Mapping[str, float], optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        """Begin at `weights`, all above 0, and join `optimizer`; load its stored state after that, then `restore`."""
+        self.names, self.optimizer = list(weights), optimizer
+        start = torch.tensor([-math.log(weight) for weight in weights.values()], device=device)
+        self.variances = nn.Parameter(start)
+        optimizer.add_param_group({"params": [self.variances], "weight_decay": 0.0, "value": self.variances.data})
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Continue at the value that the optimiser's stored state holds."""
+        group = self.optimizer.param_groups[-1]
+        self.variances.copy_(group["value"])
+        group["value"] = self.variances.data
+
+    def learn(self, means: Mapping[str, Tensor]) -> None:
+        """Set the gradient for the optimiser's step, from each branch's mean loss over all ranks."""
+        losses = torch.stack([means[name].detach() for name in self.names]).to(self.variances)
+        self.variances.grad = 1 - torch.exp(-self.variances.detach()) * losses
+
+    def __getitem__(self, name: str) -> float:
+        """The weight of a branch now."""
+        return math.exp(-float(self.variances.detach()[self.names.index(name)]))
+
+    def __iter__(self) -> Iterator[str]:
+        """The branches."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """How many branches there are."""
+        return len(self.names)
+
+
 def clip(parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
     """Scale the gradient down to the norm `most`, where that is given; returns the norm it had, on its device."""
     own = list(parameters)

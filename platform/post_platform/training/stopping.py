@@ -7,10 +7,10 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,8 +22,11 @@ from post_platform.training.job import Job
 
 logger = logging.getLogger(__name__)
 
+STOP, CHECKPOINT = "stop", "checkpoint_now"
+"""Files of the run with which the driver, or Ray Train's controller, asks for it: small, and seen by every worker."""
+
 LOOK_EVERY = 0.2
-"""Seconds between two looks of rank 0 for the driver's request: a small file that every worker's disk shares."""
+"""Seconds between two looks of rank 0 for a request."""
 
 GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Variable of the job, or of its cluster: seconds from `ray job stop` to SIGKILL."""
@@ -52,10 +55,10 @@ class Requests:
         from ray.train.v2._internal.execution.context import get_train_context
 
         self.ray = get_train_context()
-        self.file, self.attempt = _file(job), job.attempt
-        self.rank, self.group = rank, group
+        self.job, self.rank, self.group = job, rank, group
         self.looked, self.stop = 0.0, False
         self.notice: object = None
+        self.asked = _text(job, CHECKPOINT)  # what was asked of the workers before these
         self.vote = torch.zeros(1, dtype=torch.int64)
         self.work: Any = None
 
@@ -70,21 +73,21 @@ class Requests:
         self.work.wait()
         request = Request(int(self.vote))
         if request and not self.rank:
-            reason = "asked to stop" if request is Request.STOP else "a node is about to go"
+            reason = "asked to stop" if request is Request.STOP else "the cluster changes"
             logger.info("%s: writing a checkpoint now", reason)
         return request
 
     def _request(self) -> Request:
+        asked = False
         if self.rank == 0 and not self.stop and time.monotonic() - self.looked > LOOK_EVERY:
             self.looked = time.monotonic()
-            # Opened anew each time: NFS clients may show an old state of a file that is only asked for its status.
-            with suppress(OSError):
-                self.stop = self.file.read_text() == self.attempt
+            self.stop = _text(self.job, STOP) == self.job.attempt
+            before, self.asked = self.asked, _text(self.job, CHECKPOINT)
+            asked = self.asked != before
         if self.stop:
             return Request.STOP
-        notice, before = self.ray.preemption_context.preemption_info, self.notice
-        self.notice = notice
-        return Request.CHECKPOINT if notice and notice != before else Request.NOTHING
+        known, self.notice = self.notice, self.ray.preemption_context.preemption_info
+        return Request.CHECKPOINT if asked or (self.notice and self.notice != known) else Request.NOTHING
 
 
 @contextmanager
@@ -113,7 +116,7 @@ def stoppable(job: Job) -> Iterator[None]:
         for name in names:
             signal.signal(name, signal.default_int_handler)
         logger.info("stopping after this step's checkpoint; at once: the same signal again")
-        _file(job).write_text(job.attempt)
+        (job.folder / STOP).write_text(job.attempt)
         if grace := seconds_to_stop():
             signal.setitimer(signal.ITIMER_REAL, max(0.5, grace - 1))  # the last second is for MLflow
 
@@ -134,5 +137,13 @@ def seconds_to_stop() -> int | None:
     return int(os.environ.get(GRACE, JOB_GRACE)) if JOB in os.environ else None
 
 
-def _file(job: Job) -> Path:
-    return job.folder / "stop"
+def request_checkpoint(job: Job) -> None:
+    """Ask the workers that train now for a checkpoint after the step that they are at."""
+    (job.folder / CHECKPOINT).write_text(uuid.uuid4().hex)
+
+
+def _text(job: Job, name: str) -> str:
+    """What is asked, in a file opened anew each time: NFS clients may show an old state of one they only stat."""
+    with suppress(OSError):
+        return (job.folder / name).read_text()
+    return ""
