@@ -18,7 +18,7 @@ test: env  ## the tests (ARGS="tests/test_config.py")
 
 test-cluster: env  ## training killed in ten random ways, and as a job on several nodes; about half an hour
 	@POST_KILL_SEEDS="0 1 2 3 4 5 6 7 8 9" "$(PYTHON)" -m pytest tests/test_kills.py tests/test_jobs.py tests/test_stopping.py \
-		-m "slow or not slow" $(ARGS)
+		tests/test_node_failures.py -m "slow or not slow" $(ARGS)
 
 test-launcher: env  ## cluster.yaml brought up on this host over sshd, a job, taken down (root; openssh-server, rsync)
 	@"$(PYTHON)" -m pytest -s tests/test_launcher.py -m slow $(ARGS)
