@@ -75,11 +75,10 @@ def new_home(folder, shards):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() != 0 or not all(map(shutil.which, TOOLS)),
-    reason=f"needs root and {', '.join(TOOLS)} (Debian: apt install openssh-server rsync iproute2 curl)",
-)
 def test_up_submit_down(toy_shards, tmp_path, capsys):
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    assert not missing, f"needs {', '.join(missing)} (Debian: apt install openssh-server rsync iproute2 curl)"
+    assert os.geteuid() == 0, "needs root, for namespaces of its own"
     home = new_home(tmp_path / "home", toy_shards)
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(on_loopback(yaml.safe_load((ROOT / "cluster.yaml").read_text()))))

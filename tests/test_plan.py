@@ -209,6 +209,28 @@ def test_the_digest_covers_every_argument():
     assert Plan([elsewhere, b], 4).digest == plans[0].digest, "where the same shards lie makes no difference"
 
 
+ARGUMENTS = st.tuples(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 2)), min_size=1, max_size=3, unique_by=lambda s: s[0]),
+    st.integers(3, 4), st.integers(2, 3), st.sampled_from([(1, 1), (1, 2)]), st.sampled_from([0.0, 0.5]),
+    st.integers(0, 1),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(ARGUMENTS, ARGUMENTS, st.integers(0, 5))
+def test_two_plans_have_one_digest_if_and_only_if_they_have_the_same_arguments(one, other, changed):
+    """All but one are made equal, so that a digest which forgets one is caught. Where the shards lie is none."""
+    other = (*one[:changed], other[changed], *one[changed + 1 :])
+
+    def digest(place, sizes, *arguments):
+        splits = [split(name, [length]) for name, length in sizes]
+        for found in splits:
+            found.folder = f"{place}/{found.dataset}"
+        return Plan(splits, *arguments).digest
+
+    assert (digest("/here", *one) == digest("s3://there", *other)) == (one == other)
+
+
 def test_any_part_of_a_batch_holds_about_its_share():
     plan = Plan([split("a", [7]), split("b", [5])], global_batch=16)
     for start in range(0, 16 * 20, 4):
