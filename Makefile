@@ -1,6 +1,6 @@
 # Needs Python 3.11 or later, git and make. Everything else goes into POST_VENV, default .venv of this checkout.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-cluster test-launcher test-services check lint-containers audit sbom tools env
+.PHONY: help quickstart test test-cluster test-slow test-browser test-launcher test-services check lint-containers audit sbom tools env
 
 VENV := $(or $(POST_VENV),.venv)
 PYTHON := $(VENV)/bin/python
@@ -18,7 +18,13 @@ test: env  ## the tests (ARGS="tests/test_config.py")
 
 test-cluster: env  ## training killed in ten random ways, and as a job on several nodes; about half an hour
 	@POST_KILL_SEEDS="0 1 2 3 4 5 6 7 8 9" "$(PYTHON)" -m pytest tests/test_kills.py tests/test_jobs.py tests/test_stopping.py \
-		tests/test_node_failures.py -m "slow or not slow" $(ARGS)
+		tests/test_node_failures.py tests/test_run_on_s3.py -m "slow or not slow" $(ARGS)
+
+test-slow: env  ## what takes minutes each and no other target runs: a killed sweep, a checkpoint on S3, exports of large networks
+	@"$(PYTHON)" -m pytest -m slow $(foreach name,jobs stopping node_failures run_on_s3 launcher,--ignore tests/test_$(name).py) $(ARGS)
+
+test-browser: env  ## the comparison's page in a real browser (Debian's chromium)
+	@"$(PYTHON)" -m pytest tests/test_compare_page.py -m browser $(ARGS)
 
 test-launcher: env  ## cluster.yaml brought up on this host over sshd, a job, taken down (root; openssh-server, rsync)
 	@"$(PYTHON)" -m pytest -s tests/test_launcher.py -m slow $(ARGS)

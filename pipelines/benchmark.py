@@ -1,11 +1,10 @@
 """How fast this hardware runs a network: backbone, heads, fusion, tracker, images per second, peak memory."""
 
 import argparse
-import json
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import image_size, run
+from post_platform.command import image_size, run, write_json
 from post_platform.errors import ConfigError
 
 
@@ -71,7 +70,7 @@ def main() -> None:
         facts = {"network": model.arguments, "size": [height, width], "objects": arguments.objects, "device": where}
         medians = {part: speed.median(part) for part in (*PARTS, "total")}
         result = {**facts, "options": choices, "median_s": medians, "all_s": speed.seconds, "peak_gb": speed.peak_gb}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
 """Verify converted shards against their index and manifest; optionally draw a contact sheet."""
 
 import argparse
-import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import Progress
 
 import _paths  # noqa: F401
 from post_platform import render, storage
-from post_platform.command import run
+from post_platform.command import run, write_json
 from post_platform.datasets import reader
 from post_platform.errors import DataError, PostError
 from post_platform.labels import load_contract, thing_table
+from post_platform.progress import Progress
 from post_platform.shards import record
 from post_platform.shards.check import Report, check
 from post_platform.shards.index import locate, read_split
@@ -41,9 +38,8 @@ def main() -> None:
     root, dataset, splits = locate(options.dataset, options.split)
     splits.sort(key=reader(dataset).SPLITS.index)
     reports = [check_one(root, dataset, split, options.full) for split in splits]
+    write_json(options.json, [asdict(report) for report in reports])
     try:
-        if options.json:
-            Path(options.json).write_text(json.dumps([asdict(report) for report in reports], indent=1) + "\n")
         if options.figure:
             Image.fromarray(contact_sheet(root, dataset, splits, options.samples)).save(options.figure)
             print(f"figure: {options.figure}")
@@ -57,9 +53,13 @@ def main() -> None:
 
 
 def check_one(root: str, dataset: str, split: str, full: bool) -> Report:
-    with Progress(*Progress.get_default_columns(), disable=not sys.stdout.isatty(), transient=True) as bar:
-        task = bar.add_task(f"{dataset}/{split}, shards")
-        report = check(root, dataset, split, full, lambda done, total: bar.update(task, completed=done, total=total))
+    with Progress(f"{dataset}/{split}", None, "shards") as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        report = check(root, dataset, split, full, show)
     state = f"{len(report.problems)} problems" if report.problems else "ok"
     sampled = ""
     if report.decoded < report.frames or report.hashed < report.shards:

@@ -1,12 +1,11 @@
 """Put two or more runs side by side: which is better, where, and is the difference more than noise?"""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import check_folder, run
+from post_platform.command import check_folder, run, write_json
 
 SHOWN = ("PQ", "sMOTSA", "MOTSA", "HOTA", "IDF1", "IDS", "STQ", "VPQ", "AP", "J&F", "mIoU")
 
@@ -27,8 +26,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2, metavar="N", help="per dataset, in the page (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison, without pictures and curves")
     args = parser.parse_args()
-    if len(args.runs) == 1 or (args.runs and args.top is not None) or (args.top or 2) < 2 or args.pictures < 0:
+    if len(args.runs) == 1 or (args.runs and args.top is not None) or (args.top is not None and args.top < 2):
         parser.error("give two RUNs or more, or none and --top N of at least 2")
+    if args.pictures < 0:
+        parser.error("--pictures: give 0 or more")
 
     from post_platform.atomic import replacing
     from post_platform.comparison import as_json, compare
@@ -53,8 +54,7 @@ def main() -> None:
     print_comparison(found)
     with replacing(args.out) as file:
         file.write(page(found).encode())
-    if args.json:
-        args.json.write_text(json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
+    write_json(args.json, as_json(found))
     print(f"page: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -1,20 +1,21 @@
 """Run a checkpoint over whole sequences of converted datasets and print their official scores."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import run
+from post_platform.command import run, write_json
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python pipelines/evaluate.py --checkpoint runs/post/checkpoints/step_00060000 --data shards",
+        epilog="example: python pipelines/evaluate.py --checkpoint runs/post/best --data shards",
     )
-    parser.add_argument("--checkpoint", required=True, metavar="C", help="checkpoint: a folder or s3:// address")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="C", help="folder or s3:// address; RUN/best, RUN/latest"
+    )
     parser.add_argument(
         "--data", default="./shards", metavar="ROOT", help="converted datasets: a folder or s3:// address"
     )
@@ -36,7 +37,8 @@ def main() -> None:
     from post_platform import cluster, storage
     from post_platform.data.leaks import refuse_shared_videos
     from post_platform.metrics import contingency
-    from post_platform.progress import frames_progress
+    from post_platform.progress import Progress
+    from post_platform.training.checkpoint import resolve
     from post_platform.training.evaluate import mean_score, open_model, sequences
     from post_platform.training.report import print_scores
     from post_platform.training.sequence_report import sequence_report, write_report
@@ -50,7 +52,7 @@ def main() -> None:
     cluster.refuse_copies(named | {flag: str(storage.absolute(place)) for flag, place in places.items()})
     root = storage.absolute(arguments.data)
     splits = splits_of(root, tuple(arguments.datasets or ()) or None, arguments.split)
-    checkpoint = storage.absolute(arguments.checkpoint)
+    checkpoint = resolve(arguments.checkpoint)  # once: a run that goes on has another newest one later
     open_model(checkpoint)
     if not arguments.allow_shared_videos:
         trained = trained_splits(checkpoint, root)
@@ -59,7 +61,7 @@ def main() -> None:
         refuse_shared_videos(trained or (), splits, "--allow-shared-videos")
     cluster.connect()
     frames = sum(found.stop - found.start for found in sequences(splits, arguments.max_frames))
-    with frames_progress("predicting", frames) as progress:
+    with Progress("predicting", frames) as progress:
         found = evaluate_checkpoint(
             checkpoint,
             splits,
@@ -67,7 +69,7 @@ def main() -> None:
             arguments.max_frames,
             timelines=sys.maxsize if arguments.report else 0,
             workers=arguments.workers,
-            progress=progress,
+            progress=progress.update,
         )
     print_scores(found.scores)
     if arguments.tables:
@@ -75,9 +77,7 @@ def main() -> None:
     if arguments.report:
         write_report(sequence_report(contingency.merge(found.tables)), arguments.report, "scores")
         write_timelines(found.timelines, arguments.report / "timelines")
-    if arguments.json:
-        result = {"datasets": found.scores, "mean": {"score": mean_score(found.scores)}}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.json, {"datasets": found.scores, "mean": {"score": mean_score(found.scores)}})
 
 
 if __name__ == "__main__":

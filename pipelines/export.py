@@ -1,20 +1,19 @@
 """Write labels, or a checkpoint's predictions, in a dataset's official result format."""
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import _paths  # noqa: F401
 from post_platform.command import check_folder, run
 from post_platform.errors import ConfigError
+from post_platform.progress import Progress
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__ + " What is written is what score.py and the official tools and servers read.",
-        epilog="example: python pipelines/export.py shards/kitti_mots/val --checkpoint runs/post/checkpoints/"
-        "step_00060000 --out results",
+        epilog="example: python pipelines/export.py shards/kitti_step --checkpoint runs/post/best --out results",
     )
     parser.add_argument("dataset", metavar="ROOT/DATASET[/SPLIT]", help="a converted dataset, or one split of it")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder, or s3:// address")
@@ -23,9 +22,6 @@ def main() -> None:
     parser.add_argument("--tracking", choices=("prev_offset", "iou"), help="default: the first that it can")
     parser.add_argument("--sequences", nargs="+", metavar="NAME", help="these only (default: all)")
     options = parser.parse_args()
-
-    from rich.console import Console
-    from rich.progress import track
 
     from post_platform import storage
     from post_platform.export import count_frames, label_frames, predicted_frames
@@ -49,11 +45,9 @@ def main() -> None:
         frames = label_frames(split, wanted)
     else:
         frames = predicted_frames(options.checkpoint, split, options.tracking, wanted)
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
-    shown = track(frames, f"{dataset}/{split.split}", total, console=console, disable=hidden, transient=True)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, Progress(f"{dataset}/{split.split}", total) as progress:
         folder = Path(temporary if storage.is_remote(out) else out)
-        write_results(dataset, shown, folder)
+        write_results(dataset, progress.over(frames), folder)
         for name in storage.list_files(folder) if storage.is_remote(out) else ():
             storage.upload_file(folder / name, storage.join(out, name))
     print(f"{dataset}/{split.split}: {total} frames -> {out}")

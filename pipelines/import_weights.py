@@ -1,11 +1,10 @@
 """Turn weights of Detectron2 (Panoptic-DeepLab, POST), torchvision or our own training into a checkpoint, safely."""
 
 import argparse
-import json
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import check_folder, image_size, run
+from post_platform.command import check_folder, image_size, run, write_json
 
 
 def main() -> None:
@@ -49,8 +48,7 @@ def main() -> None:
     if not file.suffix or storage.is_remote(arguments.file) or file.is_dir():
         found = save_weights_alone(out, arguments.file)
         print(f"{arguments.file}: {found['taken_from']['weights']}\ncheckpoint: {out}")
-        if arguments.json:
-            arguments.json.write_text(json.dumps({"checkpoint": out, **found}, indent=1) + "\n")
+        write_json(arguments.json, {"checkpoint": out, **found})
         return
     model, names = open_network(file, arguments.train_size, arguments.size_divisibility)
     number = model.arguments["num_classes"]
@@ -64,9 +62,7 @@ def main() -> None:
     for name, digest in files.items():
         print(f"  {digest}  {name}")
     print(f"checkpoint: {out}")
-    if arguments.json:
-        result = {"checkpoint": out, "arguments": facts, "weights": len(names), "sha256": files}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.json, {"checkpoint": out, "arguments": facts, "weights": len(names), "sha256": files})
 
 
 if __name__ == "__main__":

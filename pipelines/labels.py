@@ -1,12 +1,10 @@
 """Print a label contract, or the conflicts between several."""
 
 import argparse
-import json
-from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import run
-from post_platform.errors import ConfigError, PostError
+from post_platform.command import run, write_json
+from post_platform.errors import ConfigError
 from post_platform.labels import Contract, available, load_contract
 from post_platform.labels.conflicts import Conflicts, find_conflicts
 
@@ -29,11 +27,7 @@ def main() -> None:
         conflicts = find_conflicts(contracts)
         print_conflicts([contract.dataset for contract in contracts], conflicts)
         content = conflicts.as_dict()
-    if options.json:
-        try:
-            Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise PostError(f"--json {options.json}: {error.strerror}") from error
+    write_json(options.json, content)
 
 
 def print_contract(contract: Contract) -> None:

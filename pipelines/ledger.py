@@ -1,13 +1,12 @@
 """Say whether two runs trained on the same samples in the same order, or at which step they part."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import run
+from post_platform.command import run, write_json
 from post_platform.training.ledger import compare, find
 
 
@@ -16,15 +15,14 @@ def main() -> None:
         description=__doc__ + " A ledger holds what entered the network, not what was planned.",
         epilog="example: python pipelines/ledger.py runs/first runs/second; exit code 0: the same, 1: they part",
     )
-    parser.add_argument("run_a", metavar="RUN_A", help="a run's folder, its ledger.jsonl, or its name")
+    parser.add_argument("run_a", metavar="RUN_A", help="a run's folder or s3:// address, its ledger.jsonl, or its name")
     parser.add_argument("run_b", metavar="RUN_B")
-    parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR", help="where names are looked up")
+    parser.add_argument("--dir", default="runs", metavar="DIR", help="where names are looked up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison")
     options = parser.parse_args()
     files = [find(name, options.dir) for name in (options.run_a, options.run_b)]
     found = compare(*files)
-    if options.json:
-        options.json.write_text(json.dumps({**asdict(found), "same": found.parting is None}, indent=1) + "\n")
+    write_json(options.json, {**asdict(found), "same": found.parting is None})
     a, b = found.steps
     if found.parting is not None:
         print(f"the runs part at step {found.parting}: {found.reason}")

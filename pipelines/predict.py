@@ -1,29 +1,27 @@
 """Run a checkpoint over a video, a folder of frames or a converted split: overlay video, tracks, panoptic PNGs."""
 
 import argparse
-import json
 import signal
-import sys
-import time
 from pathlib import Path
 from types import FrameType
 
 import _paths  # noqa: F401
-from post_platform.command import check_folder, image_size, run
+from post_platform.command import check_folder, image_size, run, write_json
 from post_platform.errors import ConfigError
+from post_platform.progress import Progress
 
 SHOWN = ("ids", "classes", "boxes")
-SECONDS_BETWEEN_LINES = 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__ + " Memory stays constant, however long the video.",
-        epilog="example: python pipelines/predict.py street.mp4 --checkpoint runs/post/checkpoints/step_00060000 "
-        "--out seen",
+        epilog="example: python pipelines/predict.py street.mp4 --checkpoint runs/post/best --out seen",
     )
     parser.add_argument("input", metavar="INPUT", help="video file, folder of images, or ROOT/DATASET/SPLIT")
-    parser.add_argument("--checkpoint", required=True, metavar="C", help="a folder or s3:// address")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="C", help="folder or s3:// address; RUN/best, RUN/latest"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--classes", metavar="DATASET", help="answer in its classes and format (default: the model's)")
     parser.add_argument("--every", type=count, default=1, metavar="N", help="only every N-th frame")
@@ -54,8 +52,7 @@ def main() -> None:
         check_folder(options.json.resolve().parent, "--json")
     with Stop() as stop, Progress(source.name, source.count) as progress:
         summary = predict(source, predictor, vocabulary, options.out, options.show, progress.update, lambda: stop.asked)
-    if options.json:
-        options.json.write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(options.json, summary)
     tracks = sum(summary["tracks"].values())
     print(
         f"{source.name}: {summary['frames']} frames in {summary['run_seconds']:.1f} s "
@@ -107,48 +104,6 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-
-
-class Progress:
-    """A bar with speed and time left on a terminal; elsewhere a plain line every ten seconds; both on stderr."""
-
-    def __init__(self, name: str, total: int | None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        self.name, self.total = name, total
-        self.started = self.last = time.monotonic()
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Bar(*columns, console=console, transient=True) if console.is_terminal else None
-        self.task = self.bar.add_task(name, total=total) if self.bar else None
-
-    def __enter__(self) -> "Progress":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def update(self, done: int) -> None:
-        """Show that so many frames are done."""
-        now = time.monotonic()
-        speed = done / max(now - self.started, 1e-9)
-        if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=done, description=f"{self.name} {speed:.1f} frames/s")
-        elif now - self.last > SECONDS_BETWEEN_LINES:
-            self.last = now
-            left = f"/{self.total} frames, {speed:.1f} frames/s, {clock((self.total - done) / speed)} left"
-            text = left if self.total and done <= self.total else f" frames, {speed:.1f} frames/s"
-            print(f"{self.name}: {done}{text}", file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 if __name__ == "__main__":

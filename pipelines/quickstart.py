@@ -1,14 +1,13 @@
 """See the whole system work in minutes: toy city -> convert -> check -> train -> score -> MLflow -> overlays."""
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import _paths
-from post_platform.command import check_folder, run
+from post_platform.command import check_folder, run, write_json
 from post_platform.config import RunConfig, load_config
 from post_platform.errors import ConfigError
 from post_platform.storage import is_remote
@@ -43,8 +42,7 @@ def main() -> None:
         results = follow(out, config, clock)
     summary = {**results, "seconds": {**clock.seconds, "total": sum(clock.seconds.values())}}
     summary["peak_memory_gb"] = memory.gigabytes
-    if arguments.json:
-        arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(arguments.json, summary)
     print_summary(summary, out)
 
 
@@ -67,7 +65,7 @@ def follow(out: Path, config: RunConfig, clock: Clock) -> dict:
     """Go the whole way once; returns the scores before training, after it, and with plain IoU tracking."""
     from post_platform import cluster, toycity
     from post_platform.training.launch import prepare, save_untrained, train
-    from post_platform.training.report import ProgressLine
+    from post_platform.training.report import training_progress
     from post_platform.training.spread import evaluate_checkpoint
 
     with clock.phase("toy city", "drawing toy city in three official dataset layouts"):
@@ -80,8 +78,8 @@ def follow(out: Path, config: RunConfig, clock: Clock) -> dict:
         job = prepare(config)
         before = evaluate_checkpoint(save_untrained(job, out / "untrained"), job.val).scores
     with clock.phase("train", f"training on the mixture, {config.train.steps} steps; held-out worlds at the end"):
-        with ProgressLine(config.train.steps) as progress:
-            outcome = train(config, progress.update)
+        with training_progress(config.train.steps) as progress:
+            outcome = train(config, progress)
         after = outcome.scores["datasets"]
     with clock.phase("iou tracking", "scoring the same network with plain mask-IoU tracking"):
         iou = evaluate_checkpoint(outcome.checkpoint, job.val, "iou").scores

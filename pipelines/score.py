@@ -1,26 +1,24 @@
 """Score anyone's result files in a dataset's official format, with the same code that scores our own models."""
 
-import _paths  # noqa: F401, I001
+from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+import _paths  # noqa: F401
+from post_platform.command import check_folder, run, write_json
+from post_platform.metrics.results import count_results, read_results, read_seqmap, readable, within
 
-from post_platform.command import check_folder, run
-from post_platform.metrics import saved
-from post_platform.metrics.protocols import protocol_of
-from post_platform.metrics.results import count_results, read_results, readable, read_seqmap, within
-from post_platform.metrics.score import flat, headline, score
-from post_platform.progress import frames_progress
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.table import Table
+
+    from post_platform.metrics.saved import Scoring
 
 SHOWN = {  # family -> what its table shows; the rest is in the JSON
     "pq": ("pq", "sq", "rq", "tp", "fp", "fn"),
@@ -29,6 +27,7 @@ SHOWN = {  # family -> what its table shows; the rest is in the JSON
     "hota": ("HOTA", "DetA", "AssA", "LocA"),
     "identity": ("IDF1", "IDP", "IDR"),
     "ap": ("AP", "AP50"),
+    "rob_mots": ("HOTA", "DetA", "AssA", "LocA"),
 }
 
 
@@ -65,22 +64,28 @@ def main() -> None:
         if args.seqmap and args.sequences:
             parser.error("--seqmap and --sequences both say what is scored; give one")
         reports = [first(args)]
-    if args.json:
-        content = reports[0] if len(reports) == 1 else {"datasets": {report["dataset"]: report for report in reports}}
-        args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    whole = {"datasets": {report["dataset"]: report for report in reports}}
+    write_json(args.json, reports[0] if len(reports) == 1 else whole)
 
 
 def first(args: argparse.Namespace) -> dict:
     """Count result files, score them and keep their tables."""
+    from post_platform.metrics import saved
+    from post_platform.metrics.protocols import protocol_of
+    from post_platform.progress import Progress
+
     started = time.monotonic()
     rules = protocol_of(args.dataset, args.protocol)
     listed = read_seqmap(args.seqmap) if args.seqmap else None
     results = read_results(args.dataset, args.truth, args.predictions, list(listed) if listed else args.sequences)
     if listed:
         results = within(results, listed, args.seqmap)
-    with frames_progress("counting", results.count) as update:
-        table = count_results(results, args.workers, update)
-    further = results.further() if results.further else {}
+    with Progress("counting", results.count) as progress:
+        table = count_results(results, args.workers, progress.update)
+    further = {}
+    if results.from_pixels:
+        with Progress("measuring masks", results.count) as progress:
+            further = results.further(progress.update)
     scoring = saved.Scoring(results.contract, results.count, len(results.counts), rules.name, further)
     if args.tables:
         saved.save(args.tables, table, scoring)
@@ -89,14 +94,22 @@ def first(args: argparse.Namespace) -> dict:
 
 def again(args: argparse.Namespace) -> list[dict]:
     """Score saved tables, each dataset in them by the protocol that it was first scored by unless another is named."""
+    from post_platform.metrics import saved
+    from post_platform.metrics.protocols import protocol_of
+
     started = time.monotonic()
     table, scorings = saved.load(args.file)
     chosen = [protocol_of(found.contract.dataset, args.protocol or found.protocol).name for found in scorings]
     return [report(table, replace(found, protocol=name), started) for found, name in zip(scorings, chosen, strict=True)]
 
 
-def report(table: pa.Table, scoring: saved.Scoring, started: float) -> dict:
+def report(table: pa.Table, scoring: Scoring, started: float) -> dict:
     """Print the scores of one dataset; returns them as `--json` writes them."""
+    from rich.console import Console
+
+    from post_platform.metrics.protocols import protocol_of
+    from post_platform.metrics.score import flat, headline, score
+
     contract = scoring.contract
     rules = protocol_of(contract.dataset, scoring.protocol)
     families = score(table, contract, rules, scoring.further)
@@ -124,12 +137,19 @@ def report(table: pa.Table, scoring: saved.Scoring, started: float) -> dict:
 
 def shown_tables(family: str, found: dict) -> Iterator[Table]:
     """The tables of one family: its totals, then one row per class that has a defined value."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    each = "class"
+    if family == "rob_mots":
+        kinds = {f"{name}, {kind}": values for name, listed in found.items() for kind, values in listed.items()}
+        found, each = {"per_class": kinds}, "benchmark"
     columns, only_classes = SHOWN.get(family, ()), family in ("mots", "hota", "identity")
     by_class = found if only_classes else found.get("per_class", {})
     by_class = {name: values for name, values in by_class.items() if any(values[column] for column in columns)}
     totals = {} if only_classes else {"all": {name: v for name, v in found.items() if not isinstance(v, dict)}}
     groups = {group.lower(): found[group] for group in ("All", "Things", "Stuff") if group in found}
-    for title, rows in ((family, totals | groups), (f"{family}, by class", by_class)):
+    for title, rows in ((family, totals | groups), (f"{family}, by {each}", by_class)):
         names = columns if rows is by_class else next(iter(rows.values()), ())
         if names and rows:
             table = Table(title, *names, box=SIMPLE_HEAD)

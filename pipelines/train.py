@@ -1,10 +1,11 @@
 """Train POST on the mixture of all converted datasets, or resume the run of the same name."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import run
+from post_platform.command import run, write_json
 from post_platform.config import dump_config, load_config
 
 
@@ -24,14 +25,13 @@ def main() -> None:
         return
 
     from post_platform.training.launch import train
-    from post_platform.training.report import ProgressLine, print_scores, write_json
+    from post_platform.training.report import print_scores, training_progress
 
-    with ProgressLine(config.train.steps) as progress:
-        outcome = train(config, progress.update)
+    with training_progress(config.train.steps) as progress:
+        outcome = train(config, progress)
     print_scores(outcome.scores["datasets"])
     print(f"checkpoint: {outcome.checkpoint}\nMLflow: {outcome.mlflow_uri}, run {outcome.mlflow_run_id}")
-    if arguments.json:
-        write_json(arguments.json, outcome)
+    write_json(arguments.json, asdict(outcome))
 
 
 if __name__ == "__main__":

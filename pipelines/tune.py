@@ -1,12 +1,11 @@
 """Search the loss weights that are best on all datasets together, or resume the search of the same name."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import _paths  # noqa: F401
-from post_platform.command import check_folder, run
+from post_platform.command import check_folder, run, write_json
 from post_platform.search_config import load_search
 
 
@@ -37,11 +36,8 @@ def main() -> None:
     print(f"\n{found}")
     print(f"table and figures: {sweep.folder}\nMLflow: {uri}, run {sweep.run_id}")
     print(f"\nnext:\n  train the best recipe   python pipelines/train.py --config {sweep.folder / 'best.yaml'}")
-    if arguments.json:
-        result = {"verdict": asdict(found), "beats": found.beats, "trials": [asdict(trial) for trial in sweep.trials]}
-        arguments.json.write_text(
-            json.dumps(result | {"mlflow_uri": uri, "mlflow_run_id": sweep.run_id}, indent=1) + "\n"
-        )
+    result = {"verdict": asdict(found), "beats": found.beats, "trials": [asdict(trial) for trial in sweep.trials]}
+    write_json(arguments.json, result | {"mlflow_uri": uri, "mlflow_run_id": sweep.run_id})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ def table_and_scores(dataset, truth, predictions, sequences=None):
     """The contingency table of result files, and their scores as one mapping."""
     results = read_results(dataset, truth, predictions, sequences)
     table = count_results(results)
-    further = results.further() if results.further else {}
+    further = results.further()
     return table, flat(score(table, results.contract, further=further))
 
 

@@ -42,10 +42,10 @@ def tiny(toy_shards, tmp_path):
 def test_no_shards_at_all(script, tmp_path):
     line, advice = script("train.py", f"data.root={tmp_path / 'none'}", f"run.dir={tmp_path / 'runs'}")
     assert line == f"no converted dataset under {tmp_path / 'none'}"
-    assert advice == "make quickstart"
+    convert = f"python pipelines/convert.py DATASET --source <folder> --out {tmp_path / 'none'}"
+    assert advice == f"{convert}; or see it work first: make quickstart"
     assert not (tmp_path / "runs").exists(), "nothing was begun"
-    line, advice = script("evaluate.py", "--checkpoint", tmp_path, "--data", tmp_path / "none")
-    assert (line, advice) == (f"no converted dataset under {tmp_path / 'none'}", "make quickstart")
+    assert script("evaluate.py", "--checkpoint", tmp_path, "--data", tmp_path / "none") == (line, advice)
 
 
 @pytest.mark.parametrize(

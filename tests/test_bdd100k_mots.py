@@ -121,7 +121,10 @@ def test_bitmask_that_lost_its_alpha(source):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frames: frames[0]["labels"][0].update(category="ship"), f"{VIDEO}/000001: unknown category 'ship'"),
+        (
+            lambda frames: frames[0]["labels"][0].update(category="ship"),
+            f"{VIDEO}/000001 of .*json: unknown category 'ship'",
+        ),
         (lambda frames: frames[0]["labels"][0].update(id="x"), "malformed"),
         (lambda frames: frames[0].update(labels=3), "malformed"),
         (lambda frames: frames.pop(), f"{VIDEO}/000003: has no label"),
@@ -130,6 +133,7 @@ def test_bitmask_that_lost_its_alpha(source):
             lambda frames: frames[0]["labels"].append({**frames[0]["labels"][0], "id": "11"}),
             "object 11 overlaps another",
         ),
+        (lambda frames: frames[0]["labels"].append(frames[0]["labels"][0]), "of .*json: object .* is listed twice"),
         (lambda frames: frames[1].update(frameIndex=0), f"{VIDEO}/000001: is listed twice"),
         (lambda frames: frames[0].update(frameIndex=0.5), "malformed"),
         (lambda frames: frames[0].update(frameIndex=float("inf")), "malformed"),
@@ -173,7 +177,7 @@ def test_results_of_impossible_size(source, size):
     use_run_lengths(source, content)
     folder = source / "bdd100k/labels/seg_track_20/rles/val"
     (folder / f"._{VIDEO}.json").write_text("junk")
-    with pytest.raises(DataError, match=f"^truth {VIDEO}/000001: .*size"):
+    with pytest.raises(DataError, match=rf"{VIDEO}\.json, frame 1: .*size"):
         list(read_results("bdd100k_mots", folder, folder).frames)
 
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from evalset import CAR, EXPECTED, FOLDER, FRAMES, PERSON, SEQUENCES, maps
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -20,7 +21,7 @@ SIZE = (120, 160)
 
 def encode(mask):
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(SIZE), "counts": rle["counts"].decode()}
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
 
 
 def box(y, x, height, width):
@@ -76,6 +77,47 @@ def written(folder, truth, results):
     return "coco_instances", folder / "truth.json", folder / "results.json"
 
 
+def evalset_as_coco():
+    """The evaluation set, its images numbered 0 to 19 and 1000 to 1019, as pycocotools was given it."""
+    confidences = json.loads((FOLDER / "scores.json").read_text())
+    images, annotations, results = [], [], []
+    for place, sequence in enumerate(SEQUENCES):
+        for frame in FRAMES:
+            number = 1000 * place + frame
+            classes, instances, pred_classes, pred_tracks = maps(sequence, frame)
+            images.append({"id": number, "height": classes.shape[0], "width": classes.shape[1]})
+            for native in (CAR, PERSON):
+                for one in np.unique(instances[classes == native]).tolist():
+                    crowd = one == 65535
+                    if native == CAR and crowd:
+                        continue
+                    mask = (classes == native) & (instances == one)
+                    annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": native,
+                                        "iscrowd": int(crowd), "area": int(mask.sum()), "bbox": [0, 0, 1, 1],
+                                        "segmentation": encode(mask)})  # fmt: skip
+            for name, score in confidences[f"{sequence}/{frame:06d}"].items():
+                native, track = map(int, name.split("/"))
+                mask = (pred_classes == native) & (pred_tracks == track)
+                results.append(
+                    {"image_id": number, "category_id": native, "score": score, "segmentation": encode(mask)}
+                )
+    categories = [{"id": CAR, "name": "car"}, {"id": PERSON, "name": "person"}]
+    return {"images": images, "annotations": annotations, "categories": categories}, results
+
+
+def test_equal_scores_rank_in_the_order_of_image_ids(tmp_path):
+    """As text, 1000 is before 2; of the 619 detections many have equal scores."""
+    truth, results = evalset_as_coco()
+    table, found = table_and_scores(*written(tmp_path, truth, results))
+    expected = {name: EXPECTED["pycocotools"][name] for name in NAMES}
+    assert {name: found[name] for name in NAMES} == pytest.approx(expected, abs=1e-9)
+    assert table.num_rows > 0
+    results.append({**results[0], "score": 0.001})  # two masks that overlap: no table
+    table, found = table_and_scores(*written(tmp_path, truth, results))
+    assert [found[name] for name in NAMES] == official(truth, results)
+    assert table.num_rows == 0
+
+
 @pytest.mark.parametrize("disjoint", [True, False])
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_pycocotools(tmp_path, seed, disjoint):
@@ -109,17 +151,17 @@ def test_polygons_and_uncompressed_run_lengths(tmp_path):
 
 
 BROKEN = {
-    "an unknown image": ({"image_id": 77}, r"results\.json, result 0: image 77 is not in the truth"),
-    "an unknown class": ({"category_id": 4}, r"results\.json, result 0: category 4 is not in the truth"),
+    "an unknown image": ({"image_id": 77}, r"results\.json, result 0, image 77: the truth has no such image"),
+    "an unknown class": ({"category_id": 4}, r"results\.json, result 0, image \d: category 4 is not in the truth"),
     "no score": ({"score": None}, r"results\.json, result 0: malformed"),
-    "a score that is none": ({"score": float("nan")}, r"results\.json, result 0: a score is nan"),
+    "a score that is none": ({"score": float("nan")}, r"results\.json, result 0, image \d: a score is nan"),
     "another size": (
         {"segmentation": {"size": [5, 5], "counts": [25]}},
-        r"results\.json, result 0: the mask is \[5, 5\]",
+        r"results\.json, result 0, image \d: the mask is \[5, 5\]",
     ),
     "broken run lengths": (
         {"segmentation": {"size": list(SIZE), "counts": "P"}},
-        r"results\.json, result 0: .*break off",
+        r"results\.json, result 0, image \d: .*break off",
     ),
 }
 
@@ -138,3 +180,10 @@ def test_nothing_found_is_a_score_of_zero(tmp_path):
     truth, _ = drawn(3, disjoint=True)
     _, found = table_and_scores(*written(tmp_path, truth, []))
     assert found["AP"] == 0.0
+
+
+def test_an_annotation_that_is_listed_twice(tmp_path):
+    truth, results = drawn(2, disjoint=True)
+    truth["annotations"].append(truth["annotations"][0])
+    with pytest.raises(DataError, match=r"truth\.json, annotation 1, image \d: the annotation is listed twice"):
+        read_results(*written(tmp_path, truth, results))

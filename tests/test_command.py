@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from post_platform import command
-from post_platform.errors import ConfigError, DataError
+from post_platform.errors import ConfigError, DataError, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,3 +49,9 @@ def test_the_quickstart_refuses_a_file_at_once(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: --out {tmp_path}/file: cannot write there: ")
     assert "Traceback" not in done.stderr
+
+
+def test_nearest_names():
+    assert nearest("kiti", ["kitti", "coco"]) == "; did you mean kitti?"
+    assert nearest("x", ["kitti", "coco"]) == "; valid: coco, kitti"
+    assert nearest("x", []) == ""

@@ -110,6 +110,17 @@ def test_a_repeat_has_another_seed_the_same_config_data_and_step_and_has_finishe
     assert row(found, "sMOTSA").differences[0].verdict == ""
 
 
+def test_a_repeat_may_be_watched_otherwise(store):
+    """How often a run looks at itself, and what it keeps, changes no weight."""
+    settings = ("eval.every", "eval.overlays", "train.checkpoint_every", "train.keep", "train.log_every")
+    store.run("a", [scores(0.50)], **dict.fromkeys((*settings, "train.max_failures"), 1))
+    store.run("again", [scores(0.54)], seed=1, **dict.fromkeys((*settings, "train.max_failures"), 2))
+    store.run("b", [scores(0.3)], lr=2)
+    found = store.compare("b", "a")
+    assert found.pairs[0].source == "2 seeds of B only, taken for both: the other was not repeated"
+    assert row(found, "sMOTSA").differences[0].noise == pytest.approx(0.04)
+
+
 def test_without_repeats_the_last_validations_are_the_noise_and_are_called_so(store):
     store.run("a", [scores(0.1), *(scores(v) for v in (0.4, 0.5, 0.4, 0.5, 0.4))])
     store.run("b", [scores(v) for v in (0.5, 0.5, 0.5)], lr=2)
@@ -264,6 +275,8 @@ def test_the_command_prints_a_table_and_writes_page_and_json(store, tmp_path):
         ((), 1, "error: no MLflow database "),
         (("one",), 2, "two RUNs or more"),
         (("a", "b", "--top", "3"), 2, "two RUNs or more"),
+        (("--top", "0"), 2, "--top N of at least 2"),
+        (("a", "b", "--pictures", "-1"), 2, "--pictures: give 0 or more"),
         (("a", "b", "--uri", "http://127.0.0.1:1"), 1, "error: cannot reach MLflow"),
     ],
 )

@@ -187,6 +187,12 @@ def test_classes_are_filtered_and_a_click_sorts(browser, tmp_path):
     assert browser.value(rows) == ["sMOTSA pedestrian", "sMOTSA car", "IDF1 car"]
     browser.value("(f => {f.value = 'CAR'; f.dispatchEvent(new Event('input'))})(document.getElementById('filter'))")
     assert browser.value(rows) == ["sMOTSA car", "IDF1 car"]
+    browser.value("(f => {f.value = ''; f.dispatchEvent(new Event('input'))})(document.getElementById('filter'))")
+    head = "document.querySelector('#classes thead').rows[0].cells"
+    first = "[...document.querySelector('#classes table').tBodies[0].rows].map(r => r.cells[0].textContent)"
+    orders = [browser.value(f"({head}[{column}].click(), {first})") for column in (2, 2, 1)]
+    down = ["sMOTSA pedestrian", "sMOTSA car"]  # by -0.125, and no difference: a car's 0.75 is none
+    assert orders == [down, down[::-1], down]
     names = "[...document.querySelectorAll('#scores .tables tbody tr')].map(r => r.cells[0].textContent)"
     head = "document.querySelector('#scores .tables thead').rows[0].cells"
     orders = [browser.value(f"({head}[{column}].click(), {names})") for column in (2, 2, 0)]

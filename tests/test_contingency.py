@@ -94,6 +94,8 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"nonsense")
     with pytest.raises(DataError, match=r"a\.parquet: no readable contingency table"):
         load(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet: no readable contingency table \(no such file\)$"):
+        load(tmp_path / "b.parquet")
     pq.write_table(table().drop_columns(["pixels"]), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: not a contingency table; columns are dataset, "):
         load(tmp_path / "b.parquet")

@@ -27,7 +27,7 @@ def cluster(monkeypatch):
 @pytest.fixture
 def job(tmp_path):
     """A run of 1000 steps."""
-    job = SimpleNamespace(config=load_config(None, ["train.steps=1000"]), folder=tmp_path, committed=30)
+    job = SimpleNamespace(config=load_config(None, ["train.steps=1000"]), shared=tmp_path, committed=30)
     job.committed_step = lambda: job.committed
     return job
 
@@ -48,7 +48,7 @@ def resized(policy, workers):
 
 
 def asked(job):
-    file = job.folder / "checkpoint_now"
+    file = job.shared / "checkpoint_now"
     return file.read_text() if file.exists() else None
 
 

@@ -357,6 +357,10 @@ def hostile_split(root, row, **manifest):
         ({"length": 0}, {}, "row 0: bytes 0 to 0"),
         ({"offset": -512}, {}, "row 0: bytes -512 to 0"),
         ({"offset": 1792}, {}, "row 0: bytes 1792 to 2304"),
+        *(
+            ({"sequence": name}, {}, "names the sequence ")
+            for name in ("../../etc", "/etc/cron.d", "a/../../b", "a//b", "a/", ".", "", "a\0b", "a\nb", None)
+        ),
         ({"shard": "../../other.tar"}, {}, "names the unknown shard '../../other.tar'"),
         ({"shard": "../x.tar"}, {"shards": [{"name": "../x.tar", "size": 2048}]}, "names the unknown shard '../x.tar'"),
         ({}, {"frames": 2}, "index.parquet has 1 rows, the manifest says 2"),

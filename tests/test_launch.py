@@ -10,7 +10,8 @@ from post_platform.config import load_config
 from post_platform.errors import ConfigError, DataError, PostError
 from post_platform.training import checkpoint
 from post_platform.training.evaluate import open_model
-from post_platform.training.launch import _alone, _explained, _workers
+from post_platform.training.launch import _alone, _explained
+from post_platform.training.workers import workers_of
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ from post_platform.training.launch import _alone, _explained, _workers
 )
 def test_workers_follow_the_hardware(monkeypatch, cpus, gpus, setting, expected):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
-    assert _workers(load_config(None, setting)) == expected
+    assert workers_of(load_config(None, setting)) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,12 +48,12 @@ def test_workers_follow_the_hardware(monkeypatch, cpus, gpus, setting, expected)
 def test_more_workers_than_ray_has_room_for_are_refused(monkeypatch, cpus, gpus, setting, decode_on, room):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
     with pytest.raises(ConfigError, match=rf"^train.workers: Ray has room for {room} \({cpus} CPUs, {gpus} GPUs\)"):
-        _workers(load_config(None, [f"train.workers={setting}", f"data.decode_on={decode_on}"]))
+        workers_of(load_config(None, [f"train.workers={setting}", f"data.decode_on={decode_on}"]))
 
 
 def test_a_second_process_of_the_same_run_is_refused(tmp_path):
     """The lock is a process's own: another open file, here in the same process, stands for the other process."""
-    job = SimpleNamespace(folder=tmp_path, config=load_config(None, ["run.name=mine"]))
+    job = SimpleNamespace(folder=tmp_path, shared=tmp_path, config=load_config(None, ["run.name=mine"]))
     with (
         _alone(job),
         pytest.raises(ConfigError, match="run 'mine' is being trained by another process now"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from post_platform.datasets.masks import decode_mask, encode_mask, run_lengths
+from post_platform.datasets.masks import decode_mask, encode_mask, encode_segments, run_lengths
 from post_platform.errors import DataError
 
 SIDES = st.integers(1, 40)
@@ -25,6 +25,12 @@ def test_pycocotools_run_lengths_are_read_back(mask):
     runs = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel(), [2]])))  # ends of runs, by columns
     counts = np.diff(np.concatenate([[0], runs])).tolist()
     np.testing.assert_array_equal(decode_mask({"size": [height, width], "counts": counts}, height, width, "x"), mask)
+
+
+@given(st.tuples(SIDES, SIDES).flatmap(lambda shape: arrays.arrays(np.int32, shape, elements=st.integers(0, 4))))
+@settings(max_examples=200, deadline=None)
+def test_all_segments_of_a_map_are_encoded_as_each_alone(places):
+    assert encode_segments(places, 5) == [encode_mask(places == number) for number in range(1, 6)]
 
 
 def test_polygon_by_hand():

@@ -67,7 +67,7 @@ def test_overlapping_masks_are_an_error_of_the_reader(tmp_path):
             mask[y : y + height, x : x + width] = 1
             masks.append(f"0 {native * 1000 + identity} {native} 100 100 {compressed(mask)}")
         (tmp_path / side / "0000.txt").write_text("\n".join(masks))
-    with pytest.raises(DataError, match=r"0000\.txt, line 2: the mask of object 1002 overlaps object 1001"):
+    with pytest.raises(DataError, match=r"0000\.txt, line 2, frame 0, id 1002: the mask overlaps that of id 1001"):
         list(read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred").frames)
 
 

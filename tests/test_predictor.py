@@ -55,6 +55,19 @@ def test_a_video_is_tracked_and_every_frame_encoded_once():
         assert torch.equal(result.panoptic, result.classes + 1)
 
 
+def test_a_state_is_made_again_from_the_last_frame_and_its_tracks():
+    predictor = Predictor(Stub(), TWO)
+    _, (state,) = predictor.step([image(4)], [None])
+    again = predictor.recall(image(4), state.tracker)
+    assert again.features["x"].tolist() == state.features["x"].tolist() == [4]
+    (kept,), _ = predictor.step([image(16)], [state])
+    (made,), _ = predictor.step([image(16)], [again])
+    assert kept.segments == made.segments
+    assert made.segments[1].track == 1
+    with pytest.raises(ValueError, match=r"the frame is \(8, 9\), the video's frames are \(16, 48\)"):
+        predictor.recall(torch.zeros(3, 8, 9, dtype=torch.uint8), state.tracker)
+
+
 def test_panoptic_ids_are_the_segments_and_void_is_0():
     result = Predictor(Stub(), TWO, min_stuff=1.0)(image(4))
     assert [segment.name for segment in result.segments] == ["car"]

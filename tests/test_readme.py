@@ -110,6 +110,13 @@ def test_links_and_pictures_exist(name):
     assert missing == []
 
 
+def test_every_page_is_linked_from_the_readme_s_table_with_what_it_answers():
+    section = README.split("\n## Documentation\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| \[(\w+)\]\((docs/\w+\.md)\) \| (.+) \|$", section, re.MULTILINE)
+    assert sorted(page for _, page, _ in rows) == sorted(PAGES.keys() - {"README.md"})
+    assert all(page == f"docs/{title}.md" for title, page, _ in rows)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_config_keys_named_exist(name):
     sections = {key.split(".")[0] for key in KEYS if "." in key}
@@ -155,3 +162,13 @@ def test_the_repository_map_names_every_script_and_package():
 def test_no_page_names_a_machine():
     for name, page in PAGES.items():
         assert not re.search(r"/(tmp|home|root|work)/|shared/|\blocalhost\b", page), name
+
+
+def test_the_configuration_reference_is_the_schema_s():
+    script = ROOT / "docs/configuration.py"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import runpy; print(runpy.run_path({str(script)!r})['page'](), end='')"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert PAGES["docs/configuration.md"] == done.stdout, "write it again: python docs/configuration.py"
+    assert all(f"| `{key}`" in done.stdout for key in KEYS)

@@ -9,13 +9,13 @@ import trackeval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from official_bytes import compressed, write
+from official_bytes import compressed, save, write
 from PIL import Image
 
 from post_platform.datasets.masks import encode_mask
 from post_platform.errors import DataError
 from post_platform.metrics.contingency import frame_table, merge
-from post_platform.metrics.results import ResultFrame, read_results, write_results
+from post_platform.metrics.results import ResultFrame, count_results, mots_files, read_results, write_results
 from post_platform.metrics.score import score
 
 # Pedestrian 7 and 65535, a person without identity; void and background. Cars 0 and 3 are for KITTI-MOTS alone.
@@ -77,16 +77,21 @@ def test_more_than_a_thousand_tracks_of_a_class(tmp_path):
     truth = f"0 1000 1 40 56 {compressed(one)}\n0 2000 2 40 56 {compressed(two)}\n"
     write(tmp_path / "gt/0002.txt", truth)
     ours = scores("kitti_mots", tmp_path / "gt", tmp_path / "ours/data")
+    theirs = clear_of_trackeval(tmp_path, 1)
+    for name in ("car", "pedestrian"):
+        assert (theirs[name]["CLR_TP"], theirs[name]["CLR_FP"], theirs[name]["MOTA"]) == (1, 1119, -1118.0)
+        assert ours["mots"][name]["MOTSA"] == -1118.0
+
+
+def clear_of_trackeval(folder, frames):
+    """By class, of the sequence 0002 in `gt` and `ours/data`."""
     official = trackeval.datasets.KittiMOTS({
-        "PRINT_CONFIG": False, "TRACKERS_TO_EVAL": ["ours"], "SEQ_INFO": {"0002": 1},
-        "GT_FOLDER": str(tmp_path / "gt"), "TRACKERS_FOLDER": str(tmp_path), "GT_LOC_FORMAT": "{gt_folder}/{seq}.txt",
+        "PRINT_CONFIG": False, "TRACKERS_TO_EVAL": ["ours"], "SEQ_INFO": {"0002": frames},
+        "GT_FOLDER": str(folder / "gt"), "TRACKERS_FOLDER": str(folder), "GT_LOC_FORMAT": "{gt_folder}/{seq}.txt",
     })  # fmt: skip
     raw = official.get_raw_seq_data("ours", "0002")
-    for name in ("car", "pedestrian"):
-        data = official.get_preprocessed_seq_data(raw, name)
-        theirs = trackeval.metrics.CLEAR({"PRINT_CONFIG": False}).eval_sequence(data)
-        assert (theirs["CLR_TP"], theirs["CLR_FP"], theirs["MOTA"]) == (1, 1119, -1118.0)
-        assert ours["mots"][name]["MOTSA"] == -1118.0
+    clear = trackeval.metrics.CLEAR({"PRINT_CONFIG": False})
+    return {name: clear.eval_sequence(official.get_preprocessed_seq_data(raw, name)) for name in ("car", "pedestrian")}
 
 
 def test_truth_that_was_not_unpacked_is_not_a_sequence_in_which_nothing_is(tmp_path):
@@ -135,6 +140,7 @@ def test_what_a_step_result_cannot_say(tmp_path, classes, tracks, message):
 
 
 OBJECTS = [(1, 1000), (1, 1999), (2, 2000), (2, 2007), (10, 10000)]  # class and id, by the value of a pixel less one
+VALUES = [number for _, number in OBJECTS]
 SIDE = arrays.arrays(np.uint8, (4, 6), elements=st.integers(0, len(OBJECTS)))
 
 
@@ -155,36 +161,92 @@ def by_pixels(frame, truth, pred):
     return frame_table("kitti_mots", "0002", frame, judged[truth], instances[truth], said[pred], tracks[pred])
 
 
-@given(st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=3))
+@given(st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=3), st.tuples(st.booleans(), st.booleans()))
 @settings(max_examples=150, deadline=None)
-def test_the_tables_of_runs_are_those_of_pixels(tmp_path_factory, frames):
+def test_the_tables_of_runs_are_those_of_pixels(tmp_path_factory, frames, as_pngs):
     folder = tmp_path_factory.mktemp("runs")
-    for name, side in zip(("gt", "pred"), zip(*frames, strict=True), strict=True):
-        write(folder / name / "0002.txt", text_of(side))
+    for name, side, as_png in zip(("gt", "pred"), zip(*frames, strict=True), as_pngs, strict=True):
+        if as_png:
+            for frame, image in enumerate(side):
+                save(folder / name / f"0002/{frame:06d}.png", np.array([0, *VALUES], np.uint16)[image])
+        else:
+            write(folder / name / "0002.txt", text_of(side))
     results = read_results("kitti_mots", folder / "gt", folder / "pred")
     tables = {pair.frame: pair.table("kitti_mots") for pair in results.read(["0002"])}
-    named = [frame for frame, (truth, pred) in enumerate(frames) if truth.any() or pred.any()]
+    named = [frame for frame, (truth, pred) in enumerate(frames) if any(as_pngs) or truth.any() or pred.any()]
     assert list(tables) == named
     assert results.counts == {"0002": len(named)}
     for frame in named:
         assert tables[frame].equals(by_pixels(frame, *frames[frame]))
 
 
-def test_frames_of_different_sizes_on_one_line_of_pixels(tmp_path):
-    """Object 1000 fills frame 0, 2x3, and the first column of frame 4, 5x2; the result has frame 4 alone, all of it."""
-    write(tmp_path / "gt/0002.txt", "0 1000 1 2 3 06\n4 1000 1 5 2 055\n")
-    write(tmp_path / "pred/0002.txt", "4 7 1 5 2 0:\n")
+def test_more_frames_than_are_held_at_once(tmp_path, monkeypatch):
+    texts = [text_of(np.full((7, 4, 6), value)) for value in (1, 2)]
+    write(tmp_path / "gt/0002.txt", texts[0])
+    write(tmp_path / "pred/0002.txt", texts[1])
+    results = read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred")
+    whole = count_results(results)
+    monkeypatch.setattr(mots_files, "BLOCK", 3)
+    assert count_results(results).equals(whole)
+    assert whole["frame"].to_pylist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("texts", "pngs", "message"),
+    [
+        ("pred", "gt", r"pred/0002\.txt, line 2, frame 1, id 1000: the frame has no truth \(1 such frames\)"),
+        ("gt", "pred", r"pred/0002/000001\.png: missing, the truth has this frame \(1 such frames\)"),
+    ],
+)
+def test_a_frame_that_a_folder_of_pngs_lacks(tmp_path, texts, pngs, message):
+    write(tmp_path / texts / "0002.txt", "0 1000 1 2 4 512\n1 1000 1 2 4 512\n")
+    save(tmp_path / pngs / "0002/000000.png", np.zeros((2, 4), np.uint16))
+    with pytest.raises(DataError, match=message):
+        read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred")
+
+
+def test_frames_that_seqinfo_does_not_have(tmp_path):
+    truth = test_mots20.write_source(tmp_path) / "MOTS/train"
+    text = "".join(f"{frame} 2000 2 2 4 512\n" for frame in (1, 9999))
+    for name in ("MOTS20-02", "MOTS20-05"):
+        write(tmp_path / f"pred/{name}.txt", "")
+        write(truth / f"{name}/gt/gt.txt", "")
+    write(tmp_path / "pred/MOTS20-05.txt", text)
+    message = r"MOTS20-05\.txt, line 2, frame 9999, id 2000: frame 9999 is outside 1\.\.\d+, as seqinfo\.ini has it"
+    with pytest.raises(DataError, match=message):
+        read_results("mots20", truth, tmp_path / "pred")
+
+
+def test_frames_that_one_side_lacks(tmp_path):
+    """Object 1000 fills frame 0, 2x3, and the first column of frame 4; the result has frame 4 alone, all of it."""
+    write(tmp_path / "gt/0002.txt", "0 1000 1 2 3 06\n4 1000 1 2 3 024\n")
+    write(tmp_path / "pred/0002.txt", "4 7 1 2 3 06\n")
     pairs = list(read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred").read(["0002"]))
+    assert [rows(pair) for pair in pairs] == [[(1, 1, 0, 0, 6)], [(0, 0, 1, 8, 4), (1, 1, 1, 8, 2)]]
+
+
+def rows(pair):
     names = ("truth_class", "truth_instance", "pred_class", "pred_track", "pixels")
-    rows = [list(zip(*(pair.table("kitti_mots")[name].to_pylist() for name in names), strict=True)) for pair in pairs]
-    assert rows == [[(1, 1, 0, 0, 6)], [(0, 0, 1, 8, 5), (1, 1, 1, 8, 5)]]
+    return list(zip(*(pair.table("kitti_mots")[name].to_pylist() for name in names), strict=True))
+
+
+def test_a_mask_without_a_pixel_is_missed_or_spurious(tmp_path):
+    """TrackEval counts such lines; of four objects in two frames one is found."""
+    truth = "0 1000 1 2 3 06\n1 1000 1 2 3 6\n1 1001 1 2 3 6\n"
+    write(tmp_path / "gt/0002.txt", truth)
+    write(tmp_path / "ours/data/0002.txt", "0 7 1 2 3 06\n1 8 1 2 3 6\n")
+    found = scores("kitti_mots", tmp_path / "gt", tmp_path / "ours/data")["mots"]["car"]
+    theirs = clear_of_trackeval(tmp_path, 2)["car"]
+    assert (found["TP"], found["FP"], found["FN"]) == (1, 1, 2)
+    assert (theirs["CLR_TP"], theirs["CLR_FP"], theirs["CLR_FN"]) == (1, 1, 2)
+    assert theirs["sMOTA"] == found["sMOTSA"]
 
 
 @pytest.mark.parametrize(
     ("side", "message"),
     [
-        ("gt", r"gt/0002\.txt, line 3: the mask of object 2000 overlaps object 1001"),
-        ("pred", r"pred/0002\.txt, line 3: the mask of object 2000 overlaps object 1001"),
+        ("gt", r"gt/0002\.txt, line 3, frame 1, id 2000: the mask overlaps that of id 1001"),
+        ("pred", r"pred/0002\.txt, line 3, frame 1, id 2000: the mask overlaps that of id 1001"),
     ],
 )
 def test_masks_that_share_one_pixel(tmp_path, side, message):
@@ -206,5 +268,7 @@ def test_texts_without_any_object(tmp_path):
 def test_an_image_of_no_pixel_is_named(tmp_path):
     write(tmp_path / "gt/0002.txt", "")
     write(tmp_path / "pred/0002.txt", "3 1000 1 0 4 0\n")
-    with pytest.raises(DataError, match=r"pred/0002\.txt, line 1: size 0x4, must be 1 to 67108864 pixels"):
+    with pytest.raises(
+        DataError, match=r"pred/0002\.txt, line 1, frame 3, id 1000: size 0x4, must be 1 to 67108864 pixels"
+    ):
         list(read_results("kitti_mots", tmp_path / "gt", tmp_path / "pred").read(["0002"]))

@@ -229,8 +229,8 @@ def test_ignored_classes_and_regions_score_as_in_trackeval(tmp_path, ignored, re
         ("0 1 1 1.0 -3 6 b0\n", "size -3x6"),
         ("0 1 1 x 3 6 b0\n", "the confidence is 'x'"),
         ("0 1 1 1.0 0 0 2 2\n", "a box; truth and results of boxes are not scored"),
-        ("-1 1 1 1.0 3 6 b0\n", "frame -1 is not one of the 3"),
-        (line(0, 1, 1, PERSON) + line(0, 1, 3, CAR), "line 2: frame 0 already has a track 1"),
+        ("-1 1 1 1.0 3 6 b0\n", "line 1, frame -1, track 1: the truth's seqmap.txt has frames 0..2"),
+        (line(0, 1, 1, PERSON) + line(0, 1, 3, CAR), "line 2, frame 0, track 1: the frame has this track twice"),
     ],
 )
 def test_wrong_results(source, text, message):

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evalset import EXPECTED, FOLDER
+from official_bytes import compressed, write
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "score.py"
 MOTS = ("kitti_mots", "--truth", FOLDER / "mots_gt_txt", "--predictions", FOLDER / "mots_pred_txt")
@@ -40,7 +42,7 @@ def test_results_of_tracks(tmp_path):
         40,
         2,
     )
-    assert set(found["metrics"]) == {"pq", "miou", "mots", "hota", "identity"}
+    assert set(found["metrics"]) == {"mots", "hota", "identity"}
     assert found["seconds"] > 0
     for name in ("car", "pedestrian"):
         mots, expected = found["metrics"]["mots"][name], EXPECTED["mots_tools"][name]["all"]
@@ -90,11 +92,45 @@ def test_a_seqmap_says_which_sequences_and_frames_there_are(tmp_path):
     assert found["metrics"]["mots"]["car"]["sMOTSA"] == pytest.approx(expected, abs=1e-9)
     (tmp_path / "short.seqmap").write_text("0006 empty 000000 000018\n")
     error, _ = refused(*MOTS, "--seqmap", tmp_path / "short.seqmap")
-    assert "0006: frame 19 is outside 0..18, which" in error
+    assert "mots_pred_txt/0006.txt, line 234, frame 19, id 1002: frame 19 is outside 0..18, as" in error
     (tmp_path / "bad.seqmap").write_text("0006 empty 000000\n")
     assert (
         "bad.seqmap, line 1: '0006 empty 000000' is neither" in refused(*MOTS, "--seqmap", tmp_path / "bad.seqmap")[0]
     )
+
+
+def test_two_empty_files_leave_everything_undefined(tmp_path):
+    for side in ("gt", "pred"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "0000.txt").write_text("")
+    found, printed = report(tmp_path, "kitti_mots", "--truth", tmp_path / "gt", "--predictions", tmp_path / "pred")
+    assert (found["frames"], found["headline"]["value"], found["metrics"]["hota"]["car"]["HOTA"]) == (0, None, None)
+    assert found["metrics"]["mots"]["car"]["FN"] == 0
+    assert printed.endswith("sMOTSA -\n")
+
+
+def test_rob_mots_by_benchmark_and_again_from_tables(tmp_path):
+    """A car found in both frames; of the two classes of the benchmark one is nowhere, which TrackEval counts as 0."""
+    mask = np.zeros((20, 30), int)
+    mask[4:12, 4:12] = 1
+    lines = "".join(f"{frame} 7 3 1.0 20 30 {compressed(mask)}\n" for frame in (0, 1))
+    write(tmp_path / "gt/kitti_mots/data/0002.txt", lines)
+    write(tmp_path / "gt/kitti_mots/seqmap.txt", "0002 2 20 30\n")
+    write(tmp_path / "gt/kitti_mots/clsmap.txt", "1 3\n")
+    write(tmp_path / "gt/tao/seqmap.txt", "none 2 20 30\n")
+    write(tmp_path / "pred/data/kitti_mots/0002.txt", lines)
+    tables = tmp_path / "t.parquet"
+    found, printed = report(
+        tmp_path, "rob_mots", "--truth", tmp_path / "gt", "--predictions", tmp_path / "pred", "--tables", tables
+    )
+    assert set(found["metrics"]) == {"mots", "hota", "identity", "rob_mots"}
+    kinds = found["metrics"]["rob_mots"]["kitti_mots"]
+    assert [kinds[kind]["HOTA"] for kind in ("cls_av", "det_av")] == [0.5, 1.0]
+    assert found["headline"] == {"name": "HOTA", "value": pytest.approx(0.5**0.5, abs=1e-12)}
+    row = next(line.split() for line in printed.splitlines() if "kitti_mots, final" in line)
+    assert row[2:] == ["0.7071", "0.7071", "0.7071", "1.0000"]
+    again, _ = report(tmp_path, "tables", tables)
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
 
 
 def test_mistakes_end_with_one_line(tmp_path):

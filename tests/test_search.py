@@ -11,20 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
 import torch
 from killing import SETTINGS
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from torch import nn
 
-from post_platform import search_trial
 from post_platform.config import load_config
 from post_platform.errors import ConfigError, PostError
-from post_platform.experiment_log import ExperimentLog
-from post_platform.experiment_sweep import PARENT, Children
-from post_platform.search import Search, room, space, study
-from post_platform.search_config import REFERENCE, load_search, refuse_changes
+from post_platform.experiment_sweep import PARENT
+from post_platform.search import Search, search, space, study
+from post_platform.search_config import REFERENCE, load_search, refuse_changes, store
 from post_platform.search_trial import Sweep, Trial, asha
 from post_platform.training.optimise import LearnedWeights
 
@@ -82,8 +79,40 @@ def test_a_resumed_sweep_may_grow_and_nothing_else(tmp_path):
     stored = tmp_path / "sweep.yaml"
     stored.write_text("search.trials: 4\noptim.lr: 0.1\n")
     refuse_changes(stored, *load_search(stored, ["search.trials=8", "search.repeats=3", "train.log_every=7"]))
+    refuse_changes(stored, *load_search(stored, ["train.workers=1", "mlflow.experiment=other"]))
+    with pytest.raises(ConfigError, match=r"another configuration: train.steps: 60000 -> 70000$"):
+        refuse_changes(stored, *load_search(stored, ["train.steps=70000"]))
     with pytest.raises(ConfigError, match=r"optim.lr: 0.1 -> 0.2; search.center: .* -> \(1.0, 500.0\)"):
         refuse_changes(stored, *load_search(stored, ["optim.lr=0.2", "search.center=[1,500]"]))
+
+
+def test_what_a_sweep_was_begun_with_is_never_half_written(tmp_path, monkeypatch):
+    stored = tmp_path / "sweep.yaml"
+    before = load_search(None, ["optim.lr=0.25", "search.trials=7"])
+    keys = store(stored, *before)
+    assert (keys["optim.lr"], keys["search.trials"]) == (0.25, 7)
+    assert not {"loss.semantic", "loss.center", "loss.offset", "loss.prev_offset", "loss.weighting"} & keys.keys()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store(stored, *load_search(None, ["search.trials=8"]))
+    assert load_search(stored) == before
+
+
+def test_what_every_trial_would_refuse_is_refused_before_the_sweep_is_begun(toy_shards, tmp_path):
+    """Data, and the weights that trials start from: without a folder, an MLflow run or Ray."""
+    place = f"run.dir={tmp_path / 'runs'}"
+    for override, message in (
+        (f"data.root={tmp_path}", "no converted dataset"),
+        (f"model.init_from={tmp_path / 'none.pth'}", "model.init_from: .*none.pth"),
+        ("data.val_split=train", "scored on videos that are trained on"),
+    ):
+        with pytest.raises(PostError, match=message):
+            search(*load_search(None, [f"data.root={toy_shards}", place, "model.backbone=small", override]))
+    assert not (tmp_path / "runs").exists()
 
 
 class NoChildren:
@@ -216,65 +245,10 @@ def test_a_reference_that_fails_ends_the_sweep(sweep):
     assert found.suggest("b") == "FINISHED"
 
 
-def slots(*nodes):
-    return [{"Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for cpus, gpus in nodes]
-
-
-@pytest.mark.parametrize(
-    ("nodes", "workers", "cpus", "expected"),
-    [
-        (slots((4, 0)), 1, 0.5, 2),  # 0.5 + 1 of data each
-        (slots((4, 0)), 2, 0.5, 1),  # 1 + 1 each, and the trials' processes
-        (slots((16, 8)), 2, 1.0, 4),  # by GPUs
-        (slots((16, 8), (16, 8)), 8, 1.0, 2),
-        (slots((5, 8), (5, 8)), 3, 1.0, 2),  # by CPUs: one of each node is left
-        (slots((2, 8)), 1, 1.0, 1),  # one CPU is for data
-    ],
-)
-def test_trials_at_a_time_fit_beside_each_other(nodes, workers, cpus, expected, monkeypatch):
-    total = {key: sum(node["Resources"][key] for node in nodes) for key in ("CPU", "GPU")}
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
-    monkeypatch.setattr("post_platform.cluster.worker_cpus", lambda: cpus)
-    config, _ = load_search(None, [f"train.workers={workers}"])
-    assert room(config, None) == (expected, workers)
-    with pytest.raises(ConfigError, match=f"search.concurrent: Ray has room for {expected} trial"):
-        room(config, expected + 1)
-
-
-def test_trials_are_children_of_the_sweep_and_none_stays_running(tmp_path):
-    log = ExperimentLog.open(None, "post", "sweep", default_dir=tmp_path)
-    children = Children(log)
-    done, left = children.begin("sweep/trial_000", {"sweep.trial": 0}), children.begin("sweep/trial_001", {})
-    client = MlflowClient(log.uri)
-    client.set_terminated(done, "FINISHED")
-    children.tag(done, "sweep.end", "stopped at step 3")
-    children.end_running()
-    runs = [client.get_run(run_id) for run_id in (done, left)]
-    assert [run.info.status for run in runs] == ["FINISHED", "KILLED"]
-    assert {run.data.tags[PARENT] for run in runs} == {log.run_id}
-    assert (runs[0].data.tags["sweep.trial"], runs[0].data.tags["sweep.end"]) == ("0", "stopped at step 3")
-    log.finish()
-    assert client.get_run(log.run_id).info.status == "FINISHED"
-
-
 def test_a_sweep_without_a_complete_trial_says_so(sweep):
     sweep.trials = [Trial(0, dict(REFERENCE), 0, state="stopped")]
     with pytest.raises(PostError, match=r"no trial of the sweep in .* reached its last step"):
         sweep.best()
-
-
-def test_a_trial_waits_for_the_process_that_a_killed_sweep_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(search_trial, "PATIENCE", 5.0)
-    monkeypatch.setattr(search_trial, "LOOK_EVERY", 0.05)
-    code = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(0.6)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        started = time.monotonic()
-        search_trial.wait_for_lock(tmp_path)
-        assert 0.3 < time.monotonic() - started < 5
 
 
 def test_learned_weights_begin_at_the_given_ones_and_end_at_one_over_the_loss():

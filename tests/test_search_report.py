@@ -38,6 +38,23 @@ def test_a_gain_within_the_noise_is_none():
     trials = [trial(0, 0.5), trial(1, 0.9), trial(1, 0.5, repeats=True, seed=1), trial(1, 0.6, repeats=True, seed=2)]
     assert not verdict(trials).beats
     assert str(verdict(trials)).endswith("not better by more than the noise")
+
+
+def test_a_gain_above_the_noise_of_one_run_may_still_be_chance():
+    """Gain 0.10, noise 0.05 x sqrt(2), one degree of freedom: the interval is eleven times as wide as the gain."""
+    trials = [trial(0, 0.5), trial(1, 0.9), trial(1, 0.55, repeats=True, seed=1), trial(1, 0.65, repeats=True, seed=2)]
+    found = verdict(trials)
+    assert found.gain == pytest.approx(0.10)
+    assert found.noise == pytest.approx(0.05 * 2**0.5)
+    assert found.gain > found.noise
+    assert found.interval == pytest.approx(12.7062 * found.noise * 1.5**0.5, rel=1e-4)
+    assert not found.beats
+
+
+def test_what_is_not_known_is_not_claimed():
+    trials = [trial(0, 0.5), trial(1, 0.9), trial(1, 0.8, repeats=True, seed=1)]
+    assert not verdict(trials).beats
+    assert str(verdict(trials)).endswith("of one run each: nobody knows whether that is more than the noise")
     assert str(verdict(trials[:2])) == "trial 1 has the best score; without repeated seeds nobody knows by how much"
     assert str(verdict([trial(0, 0.5), trial(1, 0.4)])) == "no recipe beat trial 0, the reference's"
 

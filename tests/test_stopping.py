@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from killing import Run, reached
+from killing import Run, inside, logged, reached
 from ray.train.v2._internal.execution import context
 
+from post_platform import cluster, toycity
+from post_platform.shards.write import convert
 from post_platform.training import checkpoint, stopping
 from post_platform.training.stopping import Request, Requests, request_checkpoint, stoppable
 
@@ -18,7 +20,8 @@ from post_platform.training.stopping import Request, Requests, request_checkpoin
 def job(tmp_path):
     """A run that has committed 3 of 9 steps."""
     config = SimpleNamespace(train=SimpleNamespace(steps=9))
-    return SimpleNamespace(folder=tmp_path, attempt="ours", config=config, committed_step=lambda: 3)
+    known = {"committed_step": lambda: 3, "is_finished": lambda: False}
+    return SimpleNamespace(folder=tmp_path, shared=tmp_path, attempt="ours", config=config, **known)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_a_second_signal_ends_the_block_at_once(job):
 
 
 def test_a_signal_that_comes_when_the_last_step_is_committed_changes_nothing(job):
-    job.committed_step = lambda: 9
+    job.is_finished = lambda: True
     signalled(job, signal.SIGTERM)
     assert (job.folder / "ended").exists()
 
@@ -111,6 +114,60 @@ def test_a_checkpoint_is_asked_of_the_workers_that_train_now(job, group, ray_tra
     assert asked(requests) == Request.NOTHING, "it was asked of those before"
     request_checkpoint(job)
     assert [asked(requests), asked(requests)] == [Request.CHECKPOINT, Request.NOTHING]
+
+
+def test_long_work_is_left_for_a_request_that_the_next_question_tells(job, group, ray_train, monkeypatch):
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 0)
+    requests = Requests(job, 0, group)
+    assert not requests.waits("validation 1")
+    ray_train.preemption_info = {"node": "a"}
+    assert requests.waits("validation 1")
+    assert requests.waits("validation 1"), "until it has been asked"
+    assert [asked(requests), asked(requests)] == [Request.CHECKPOINT, Request.NOTHING]
+    assert not requests.waits("validation 2")
+
+
+def test_what_one_rank_is_told_all_find(job, group, ray_train, monkeypatch):
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 0)
+    first, second = Requests(job, 0, group), Requests(job, 1, group)
+    (job.folder / "stop").write_text("ours")
+    assert not second.waits("validation 1"), "only rank 0 reads what the driver says"
+    assert first.waits("validation 1")
+    assert second.waits("validation 1")
+
+
+@pytest.fixture(scope="module")
+def long_validation(tmp_path_factory):
+    """Shards whose validation takes a while."""
+    folder = tmp_path_factory.mktemp("long")
+    sources = toycity.write_all(folder / "raw", train_frames=4, val_frames=400, stills=4, height=64, width=128)
+    cluster.connect()
+    convert("kitti_step", sources["kitti_step"], folder / "shards")
+    return folder / "shards"
+
+
+@pytest.mark.slow
+def test_a_validation_is_left_for_a_stop_and_made_when_the_run_goes_on(long_validation, tmp_path):
+    settings = ("train.steps=16", "train.checkpoint_every=100", "eval.every=8", "eval.overlays=1")
+    run = Run(long_validation, tmp_path, "run", 2, *settings)
+    try:
+        deadline = time.monotonic() + 240
+        while not inside(run.folder, "validation", 7):
+            assert run.process.poll() is None, run.log.read_text()
+            assert time.monotonic() < deadline, run.log.read_text()
+            time.sleep(0.01)
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.process.wait(120) == 1
+        assert run.log.read_text().endswith("error: run 'run' was stopped\n  the same command continues from step 8\n")
+        state = checkpoint.read_state(checkpoint.latest(run.folder / "checkpoints"))
+        assert (state["step"], state["scores"]) == (8, None)
+        again = Run(long_validation, tmp_path, "run", 2, *settings)
+        again.finish()
+    finally:
+        run.end()
+    assert logged(run.folder, "val/mean/score").keys() == {8, 16}
+    state = checkpoint.read_state(checkpoint.latest(run.folder / "checkpoints"))
+    assert (state["step"], state["scores"]["step"]) == (16, 16)
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ def positions(ray, plan, start, steps, world_size):
     """Positions as each rank's consumer sees them, read at different speeds."""
     ray.data.DataContext.get_current().execution_options = data_config()._user_execution_options
     loader = ray.put(ClipLoader(plan, Augmentation((8, 8))))
-    [*shards] = stream(loader, start, steps, world_size).streaming_split(world_size, equal=True)
+    whole = stream(loader, start, steps, world_size)  # held, as long as its blocks are read
+    shards = whole.streaming_split(world_size, equal=True)
     size = local_batch(plan.global_batch, world_size)
 
     @ray.remote(num_cpus=0)
@@ -145,7 +146,9 @@ def test_whatever_the_step_a_run_goes_on_from_the_rest_is_the_same(ray, plan, st
 def test_a_run_of_a_million_steps_begins_as_a_short_one(ray, plan):
     """Ray prepares every task before the first one runs: there are never more than a few hundred."""
     ray.data.DataContext.get_current().execution_options = data_config()._user_execution_options
-    [shard] = stream(ray.put(ClipLoader(plan, Augmentation((8, 8)))), 5, 10**6, 1).streaming_split(1, equal=True)
+    stored = ray.put(ClipLoader(plan, Augmentation((8, 8))))
+    whole = stream(stored, 5, 10**6, 1)  # held: what its tasks take is freed with it, and they would wait without end
+    [shard] = whole.streaming_split(1, equal=True)
     rows = _unpacked(next(iter(shard.iter_batches(batch_size=1, batch_format="pyarrow"))))
     assert rows["position"].to_pylist()[:3] == [30, 31, 32]
 

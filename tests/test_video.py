@@ -1,5 +1,6 @@
 """Videos and folders that people really have: turned, uneven, odd, grey, cut short; and what is no video at all."""
 
+import contextlib
 import logging
 import struct
 import zlib
@@ -123,6 +124,26 @@ def test_a_truncated_video_gives_what_it_has_and_says_so(tmp_path, caplog):
         frames = seen(path)
     assert 10 < len(frames) < 50
     assert "cut.mp4" in caplog.text
+    assert "of its 60 frames can be read: " in caplog.text
+
+
+def test_a_closed_file_is_not_asked_anything(tmp_path, caplog):
+    """FFmpeg frees the streams with the file: what they say afterwards is luck."""
+    path = write_video(tmp_path / "cut.mp4", noise(), options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    file = VideoFile(path)
+
+    class Closing(contextlib.closing):
+        def __exit__(self, *_):
+            self.thing.close()
+            del file.stream
+
+        def demux(self, stream):
+            return self.thing.demux(stream)
+
+    file.container = Closing(file.container)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(file.frames())) > 10
     assert "of its 60 frames can be read: " in caplog.text
 
 

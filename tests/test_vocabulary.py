@@ -17,27 +17,53 @@ def split(dataset, *native):
 MOTS = split("kitti_mots", 1, 2)
 
 
+STEP = split("kitti_step", *range(19))
+
+
 def test_observed_classes_are_the_primary_ones_in_the_taxonomy_s_order():
-    names = class_names([MOTS], "observed")
-    assert set(names) == {"car", "person", "hand"}
+    names = class_names([split("kitti_step", 0, 11, 13)], "observed")
+    assert set(names) == {"road", "crosswalk", "person", "hand", "car"}
     assert list(names) == sorted(names, key=taxonomy().names.index)
 
 
 def test_a_class_that_does_not_occur_is_not_in_the_model():
-    assert class_names([split("kitti_mots", 1)], "observed") == ("car",)
+    assert class_names([split("kitti_step", 13)], "observed") == ("car",)
 
 
 def test_background_and_void_are_no_classes():
-    assert class_names([split("kitti_mots", 0, 1, 255)], "observed") == ("car",)
+    assert class_names([split("kitti_step", 13, 255)], "observed") == ("car",)
     with pytest.raises(DataError, match=r"^no labelled class occurs in kitti_mots$"):
         class_names([split("kitti_mots", 0, 255)], "observed")
 
 
+def test_a_background_that_is_none_of_the_classes_gets_some_to_be():
+    """Else all of an image would be cars and people, or the hands that are a part of them."""
+    coco = class_names([], "coco")
+    alone = class_names([MOTS], "observed")
+    assert set(alone) == {*coco, "hand"}
+    background = label_tables([MOTS], alone).allowed[0, 0]
+    free = {name for name, allowed in zip(alone, background.tolist(), strict=True) if allowed}
+    assert free == set(alone) - {"car", "person"}
+    assert class_names([split("kitti_mots", 1)], "observed") == coco
+    assert set(class_names([MOTS, split("kitti_step", 0)], "observed")) == {
+        "car",
+        "person",
+        "hand",
+        "road",
+        "crosswalk",
+    }
+    partly = {name: load_contract(name) for name in available() if load_contract(name).background}
+    for name, contract in partly.items():
+        names = class_names([split(name, *(entry.id for entry in contract.classes))], "observed")
+        left = set(names) - {name for entry in contract.classes for name in entry.unified}
+        assert left or contract.background.policy == "void", name
+
+
 def test_the_mixture_is_the_union():
-    step = split("kitti_step", *range(19))
-    together = class_names([MOTS, step], "observed")
-    assert set(together) == set(class_names([MOTS], "observed")) | set(class_names([step], "observed"))
-    assert together == class_names([step, MOTS], "observed")
+    other = split("kitti_step", 0, 13)
+    together = class_names([STEP, other, MOTS], "observed")
+    assert set(together) == set(class_names([STEP], "observed")) | {"car", "person", "hand"}
+    assert together == class_names([MOTS, STEP, other], "observed")
 
 
 def test_tiers_of_the_taxonomy_hold_each_other():
@@ -79,6 +105,19 @@ def test_label_tables_say_what_each_dataset_s_label_allows_and_proves():
     assert not tables.negative[0, 0], "a background may hide an object"
     assert not tables.negative[:, 255].any()
     assert tables.negative[1, 0], "a road is no object"
+
+
+def test_ignoring_what_is_unlabelled_changes_the_background_of_partly_labelled_datasets_alone():
+    step = split("kitti_step", *range(19))
+    names = class_names([MOTS, step], "observed")
+    sets, ignore = (label_tables([MOTS, step], names, choice) for choice in ("sets", "ignore"))
+    assert ignore.allowed[0, 0].all()
+    assert not ignore.informative()[0, 0]
+    assert sets.informative()[0, 0]
+    changed = (sets.allowed != ignore.allowed).any(-1)
+    assert changed.nonzero().tolist() == [[0, 0]], "KITTI-STEP's 0 is its road"
+    assert sets.thing.equal(ignore.thing)
+    assert sets.negative.equal(ignore.negative)
 
 
 def test_a_stuff_label_proves_more_where_no_dataset_has_that_class_as_a_thing():

@@ -261,10 +261,11 @@ def test_wrong_truth(dataset, source, tmp_path, change, message):
         (lambda r: r.update(video_id=8), "video 8 is not in the truth"),
         (lambda r: r.update(category_id=41), "unknown category 41"),
         (lambda r: r.update(score=float("nan")), "a score is nan"),
-        (lambda r: r.update(segmentations=[None]), r"video 7 \(ab12\) has 3 frames, one of its tracks 1 masks"),
+        (lambda r: r.pop("score"), "result 0: malformed"),
+        (lambda r: r.update(segmentations=[None]), r"result 0: video 7 \(ab12\) has 3 frames, the track 1 masks"),
         (
             lambda r: r.update(segmentations=[None, {"counts": [9]}, None]),
-            "prediction of ab12/000005, track 1: the run",
+            r"results\.json, result 0, video 7, 00005\.jpg: the run",
         ),
         (lambda r: r.pop("video_id"), "malformed"),
     ],
@@ -274,6 +275,30 @@ def test_wrong_results(dataset, source, tmp_path, change, message):
     change(entry)
     (tmp_path / "results.json").write_text(json.dumps([entry]))
     with pytest.raises(DataError, match=message):
+        scores(dataset, source / place(dataset, "train"), tmp_path)
+
+
+def test_equal_scores_rank_in_the_order_of_video_ids(dataset, source, tmp_path):
+    """cd34 has the lower id, so its wrong track is before the right one of ab12, and precision is 1/2."""
+    changed = content(dataset)
+    changed["videos"][0]["id"], changed["videos"][1]["id"] = 9, 7
+    for entry in changed["annotations"]:
+        entry["video_id"] = 9
+    rewrite(source, dataset, changed)
+    right = {"video_id": 9, "category_id": NAMES[dataset]["dog"], "score": 0.5,
+             "segmentations": [run_lengths(SMALL), None, run_lengths(SMALL)]}  # fmt: skip
+    wrong = {**right, "video_id": 7, "segmentations": [run_lengths(SMALL)]}
+    (tmp_path / "results.json").write_text(json.dumps([right, wrong]))
+    found = scores(dataset, source / place(dataset, "train"), tmp_path)
+    assert found["AP/dog"] == pytest.approx(0.5, abs=1e-9)
+
+
+def test_an_annotation_that_is_listed_twice(dataset, source, tmp_path):
+    changed = content(dataset)
+    changed["annotations"].append(changed["annotations"][0])
+    rewrite(source, dataset, changed)
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(DataError, match=r"json: annotation 5 is listed twice"):
         scores(dataset, source / place(dataset, "train"), tmp_path)
 
 

@@ -209,6 +209,17 @@ class Predictor:
             following.append(VideoState(own, tracks))
         return results, following
 
+    @torch.inference_mode()
+    def recall(self, frame: Tensor | np.ndarray, tracks: TrackerState) -> VideoState:
+        """Make a video's state again from its last frame and its tracks, by far the smallest part of it.
+
+        Raises: ValueError on a frame that is none, or of another size than the tracks.
+        """
+        image = _image(frame).to(self.device)
+        if (known := tuple(tracks.size.tolist())) != image.shape[1:]:
+            raise ValueError(f"the frame is {tuple(image.shape[1:])}, the video's frames are {known}")
+        return VideoState(self.model.features(image[None]), TrackerState(*(value.to(self.device) for value in tracks)))
+
     def class_probabilities(self, logits: Tensor) -> Tensor:
         """Add up the probabilities of the model's classes: (B, C, H, W) logits -> (B, K or K + 1, H, W) float32."""
         rows = max(1, _SCORES_AT_ONCE // (logits.shape[0] * logits.shape[1] * logits.shape[3]))

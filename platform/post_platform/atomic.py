@@ -1,8 +1,9 @@
-"""Local files that appear whole or not at all, and one line for what the file system refuses."""
+"""Local files that appear whole or not at all, a lock, and one line for what the file system refuses."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from functools import cache
 from io import BufferedRandom
 from pathlib import Path
 
-from post_platform.errors import DataError
+from post_platform.errors import DataError, PostError
 
 
 @contextlib.contextmanager
@@ -33,6 +34,20 @@ def replacing(target: Path) -> Iterator[BufferedRandom]:
             os.unlink(temporary)
         raise
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def held(path: Path, busy: PostError) -> Iterator[None]:
+    """Hold the lock at `path` while the block runs; it goes when this process does, however it ends.
+
+    Raises: `busy`: another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        yield
 
 
 @contextlib.contextmanager

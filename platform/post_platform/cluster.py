@@ -5,6 +5,8 @@ Ray is imported inside the functions, so that a script's `--help` does not wait 
 
 from __future__ import annotations
 
+import http.client
+import ipaddress
 import json
 import logging
 import os
@@ -12,6 +14,7 @@ import signal
 import socket
 import threading
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +143,36 @@ def _job_environment() -> dict[str, Any]:
     """Return the runtime environment that this process was submitted with; empty outside of a job."""
     environment: dict[str, Any] = json.loads(os.environ.get(JOB) or "{}").get("runtime_env", {})
     return environment
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """Where the cluster's dashboard is, who can reach that address, and whether it asks for a token."""
+
+    address: str
+    public: bool
+    loopback: bool
+    wants_token: bool
+
+
+def dashboard() -> Dashboard | None:
+    """The dashboard of the cluster that this process has joined, asked as a stranger; None: there is none to ask."""
+    from ray._private.worker import get_dashboard_url
+
+    url = get_dashboard_url() if _address() else None
+    if not url:
+        return None
+    host, _, port = url.rpartition(":")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=10)
+    try:
+        address = ipaddress.ip_address(socket.gethostbyname(host.strip("[]")))
+        connection.request("GET", "/api/jobs/")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return Dashboard(url, address.is_global, address.is_loopback, status in (401, 403))
 
 
 def refuse_copies(paths: Mapping[str, str | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -25,6 +26,20 @@ def check_folder(folder: Path, flag: str) -> None:
         raise ConfigError(
             f"{flag} {folder}: cannot write there: {error.strerror}", f"name another: {flag} DIR"
         ) from error
+
+
+def write_json(file: Path | str | None, content: object) -> None:
+    """Write what a script found to the file that `--json` names; without one, nothing. Undefined numbers are None.
+
+    Raises:
+        PostError: the file cannot be written.
+    """
+    if file is None:
+        return
+    try:
+        Path(file).write_text(json.dumps(content, indent=1, allow_nan=False, default=os.fspath) + "\n")
+    except OSError as error:
+        raise PostError(f"--json {file}: cannot write: {error.strerror}") from error
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -15,14 +15,14 @@ from post_platform.comparison_pictures import Panel, gather_pictures
 from post_platform.errors import DataError, PostError
 from post_platform.experiment_reader import MEAN_SCORE, ExperimentReader, History, StoredRun
 from post_platform.labels import load_contract
+from post_platform.metrics.score import LOWER_IS_BETTER
 from post_platform.training import ledger
 
 LETTERS = "ABCDEFGH"
 LAST = 5  # validations of a run whose spread is taken where no seed was repeated
 FEWEST = 3  # of them: two say next to nothing
-LOWER_IS_BETTER = ("IDS",)
-NAMES = ("run.name", "run.dir", "mlflow.uri", "mlflow.experiment", "log.live")  # where and how, not what, was trained
-SEED = ("seed", "plan")  # the plan's hash covers the seed
+ASIDE = {"run.name", "run.dir", "mlflow.uri", "mlflow.experiment", "log.live", "eval.every", "eval.overlays", "seed",
+         "plan", *(f"train.{key}" for key in ("checkpoint_every", "keep", "log_every", "max_failures"))}  # fmt: skip
 EVALUATED = ("data.val_split", "eval.max_frames")  # scores of other frames do not compare
 COMMIT = "mlflow.source.git.commit"
 
@@ -223,9 +223,10 @@ def _scored(letter: str, stored: StoredRun, history: History) -> Compared:
 
 
 def _trained(run: StoredRun) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """What two runs share if one repeats the other with another seed: the config and the data."""
-    config = {key: value for key, value in run.params.items() if key not in (*NAMES, *SEED)}
-    changed = {key: value for key, value in run.tags.items() if key.startswith("changed.")}
+    """What two runs share if one repeats the other with another seed, whatever they are called and however watched."""
+    config = {key: value for key, value in run.params.items() if key not in ASIDE}
+    changes = {key.removeprefix("changed."): value for key, value in run.tags.items() if key.startswith("changed.")}
+    changed = {key: value for key, value in changes.items() if key not in ASIDE}
     return config, changed, run.digests
 
 

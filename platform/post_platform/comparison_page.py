@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from post_platform.comparison import LETTERS, LOWER_IS_BETTER, Comparison, Difference, Row
+from post_platform.comparison import LETTERS, Comparison, Difference, Row
 from post_platform.comparison_pictures import Panel
 from post_platform.comparison_style import SCRIPT, STYLE
+from post_platform.metrics.score import LOWER_IS_BETTER
 
 CURVE_POINTS = 150
 WIDE, HIGH, LEFT, BOTTOM, TOP = 340, 190, 54, 24, 8  # of a chart, in its own units
@@ -167,8 +168,8 @@ def _table(found: Comparison, rows: Sequence[Row], headline: str) -> str:
         mark = ' class="headline"' if row.metric == headline else ""
         cells = f"<td>{number(row.metric, row.values[0])}</td>"
         for value, change in zip(row.values[1:], row.differences, strict=True):
-            order = "" if change is None else f' data-order="{change.value!r}"'
-            cells += f"<td{order}>{number(row.metric, value)}{_difference(row.metric, change)}</td>"
+            order = "" if change is None else repr(change.value)  # without a difference: not by the score instead
+            cells += f'<td data-order="{order}">{number(row.metric, value)}{_difference(row.metric, change)}</td>'
         lines.append(f'<tr{mark}><th scope="row">{text(title)}</th>{cells}</tr>')
     return (
         f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">metric</th>{heads}</tr></thead>'

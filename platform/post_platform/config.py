@@ -20,7 +20,6 @@ from post_platform.config_values import (
     CropSize,
     Datasets,
     Factors,
-    Folder,
     Integer,
     Location,
     NotNegative,
@@ -32,6 +31,7 @@ from post_platform.config_values import (
     Workers,
 )
 from post_platform.errors import ConfigError
+from post_platform.storage import is_remote
 
 Kind = TypeVar("Kind", bound=Config)
 
@@ -91,7 +91,9 @@ class ModelConfig(Config):
         description="Normalisation; auto: by the hardware; frozen: imported statistics stay as they are.",
     )
     classes: Literal["observed", "coco", "core", "all"] = Field(
-        default="observed", description="Unified classes the model knows; observed: those the training shards contain."
+        default="observed",
+        description="Unified classes the model knows; observed: those of the training shards, with COCO's where a "
+        "background has none left.",
     )
     init_from: Location | None = Field(
         default=None, description="Checkpoint to start from, or a file of backbone weights."
@@ -105,6 +107,9 @@ class LossSettings(Config):
     center_sigma: Positive = Field(default=8.0, description="Width of a centre's Gaussian, pixels of the crop.")
     small_area: NotNegative = Field(default=4096, description="Objects below this many pixels of the crop are small.")
     small_weight: Positive = Field(default=3.0, description="Weight of small objects' pixels in the semantic loss.")
+    unlabelled: Literal["sets", "ignore"] = Field(
+        default="sets", description="Background of a partly labelled dataset: none of its classes, or ignored."
+    )
     weighting: Literal["fixed", "learned"] = Field(
         default="fixed", description="learned: the branches' weights are where a learned uncertainty starts."
     )
@@ -116,6 +121,7 @@ else:
     LossConfig = create_model(
         "LossConfig",
         __base__=LossSettings,
+        __doc__="What the losses share, and one weight per branch, for all datasets alike.",
         **{
             name: (NotNegative, Field(default=weight, description=f"Weight of the {name} branch's loss."))
             for name, weight in BRANCH_WEIGHTS.items()
@@ -175,7 +181,9 @@ class EvalConfig(Config):
 class RunNameConfig(Config):
     """Where a run's files go; the same name resumes."""
 
-    dir: Folder = Field(default="./runs", description="Folder of all runs, shared by every worker.")
+    dir: Location = Field(
+        default="./runs", description="Folder of all runs, shared by every worker; or their s3:// address."
+    )
     name: RunName = Field(default="post", description="This run.")
 
 
@@ -183,7 +191,7 @@ class MlflowConfig(Config):
     """Where experiments are logged."""
 
     uri: TrackingUri | None = Field(
-        default=None, description="Tracking server or database; default: sqlite in run.dir."
+        default=None, description="Tracking server or database; default: sqlite in run.dir, which S3 cannot hold."
     )
     experiment: str = Field(default="post", min_length=1, description="Experiment that the run belongs to.")
 
@@ -209,6 +217,14 @@ class RunConfig(Config):
     mlflow: MlflowConfig = Field(default_factory=lambda: MlflowConfig())
     log: LogConfig = Field(default_factory=lambda: LogConfig())
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(default=0, description="Of weights, plan and augmentation.")
+
+    @model_validator(mode="after")
+    def _a_database_is_no_object(self) -> RunConfig:
+        if is_remote(self.run.dir) and not self.mlflow.uri:
+            raise ValueError(
+                "mlflow.uri must be a server, or a *.db file, where run.dir is on S3: no database can be there"
+            )
+        return self
 
     @model_validator(mode="after")
     def _knobs_have_a_branch(self) -> RunConfig:

@@ -49,12 +49,6 @@ def _location(value: str) -> str:
         raise ValueError(str(error)) from error
 
 
-def _folder(value: str) -> str:
-    if "://" in value:
-        raise ValueError("must be a folder, one that every worker shares")
-    return _location(value)
-
-
 def _tracking_uri(value: str) -> str:
     """Make an MLflow address absolute; a bare `*.db` file is sqlite."""
     scheme, colon, rest = value.partition(":///")
@@ -124,7 +118,6 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Location = Annotated[str, AfterValidator(_location)]
 Listed = BeforeValidator(_sequence)
-Folder = Annotated[str, AfterValidator(_folder)]
 RunName = Annotated[str, AfterValidator(_run_name)]
 TrackingUri = Annotated[str, AfterValidator(_tracking_uri)]
 Workers = Annotated[int | WorkerRange | None, BeforeValidator(_workers)]

@@ -35,7 +35,12 @@ class StorageError(DataError):
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
-    """Say which valid names are closest to `name`: '; did you mean a, b?', or list all when none is close."""
+    """Say which valid names are closest to `name`: '; did you mean a, b?', or list all when none is close.
+
+    Nothing where there is no valid name.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
-    return f"; did you mean {', '.join(close)}?" if close else f"; valid: {', '.join(names)}"
+    if close:
+        return f"; did you mean {', '.join(close)}?"
+    return f"; valid: {', '.join(names)}" if names else ""

@@ -55,15 +55,16 @@ class StoredRun:
 class ExperimentReader:
     """An MLflow store that is only read: neither a database nor an experiment is made."""
 
-    def __init__(self, uri: str | None, folder: Path) -> None:
-        """Open the store at `uri`; None: the database in `folder`.
+    def __init__(self, uri: str | None, folder: Path, next_command: str = NEXT) -> None:
+        """Open the store at `uri`; None: the database in `folder`. `next_command` is what errors tell to try.
 
         Raises: PostError when there is none, or nothing answers.
         """
         uri = uri or f"sqlite:///{folder.resolve()}/mlflow.db"
         database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
         if database and not database.is_file():
-            raise PostError(f"no MLflow database {database}", f"name the store of the runs: {NEXT}")
+            raise PostError(f"no MLflow database {database}", f"name the store of the runs: {next_command}")
+        self._next = next_command
         problem = unreachable(uri)
         if problem:
             raise PostError(f"cannot reach MLflow: {problem}", "start it: mlflow server --port 5000; or check --uri")
@@ -75,6 +76,11 @@ class ExperimentReader:
 
             logging.getLogger("mlflow").setLevel(logging.WARNING)
             self._client = MlflowClient(uri)
+
+    def experiments(self) -> list[str]:
+        """Names of the store's experiments."""
+        with _store_errors():
+            return [str(entry.name) for entry in self._client.search_experiments()]
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment. Raises: PostError naming those that exist."""
@@ -104,7 +110,7 @@ class ExperimentReader:
         runs = [run for place in places for run in self.runs(place)]
         found = [run for run in runs if run.name == wanted]
         if not found:
-            raise PostError(f"no run {wanted!r}{nearest(wanted, {run.name for run in runs})}", NEXT)
+            raise PostError(f"no run {wanted!r}{nearest(wanted, {run.name for run in runs})}", self._next)
         if len(found) > 1:
             ids = "; ".join(f"{run.run_id} ({run.status})" for run in found)
             raise PostError(f"{len(found)} runs are named {wanted!r}", f"name one by its id: {ids}")

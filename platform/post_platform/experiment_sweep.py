@@ -1,13 +1,14 @@
-"""A sweep in MLflow: one parent run, and a child run per trial. With `experiment_log` the place that knows mlflow."""
+"""A sweep, or a study, in MLflow: one parent run, a child run per training. With `experiment_log` alone with mlflow."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 
 from post_platform.errors import PostError
 from post_platform.experiment_buffer import first_line
-from post_platform.experiment_log import ExperimentLog
+from post_platform.experiment_log import METRICS_PER_CALL, ExperimentLog
 
 PARENT = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
 
@@ -37,7 +38,7 @@ class Children:
         except Exception as error:
             raise PostError(
                 f"MLflow at {self.parent.uri} did not begin a run for {name}: {first_line(error)}",
-                "the same command continues the sweep, once MLflow answers",
+                "the same command continues, once MLflow answers",
             ) from error
 
     def tag(self, run_id: str, name: str, value: object) -> None:
@@ -46,6 +47,18 @@ class Children:
             self._client.set_tag(run_id, name, str(value))
         except Exception as error:  # whatever a client or a driver raises: a tag must not end a sweep
             _log.warning("MLflow at %s: no tag %s for the run %s: %s", self.parent.uri, name, run_id, first_line(error))
+
+    def metrics(self, run_id: str, values: Mapping[str, float | None], step: int) -> None:
+        """Log metrics of a child's step, undefined ones left out; as in `tag`, a warning at most."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [Metric(name, value, now, step) for name, value in values.items() if value is not None]
+        try:
+            for start in range(0, len(points), METRICS_PER_CALL):
+                self._client.log_batch(run_id, points[start : start + METRICS_PER_CALL], synchronous=True)
+        except Exception as error:
+            _log.warning("MLflow at %s: no metrics for the run %s: %s", self.parent.uri, run_id, first_line(error))
 
     def end_running(self) -> None:
         """Close as KILLED every child that is RUNNING still: none of them has a process when this is called."""

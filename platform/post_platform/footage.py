@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from post_platform import storage, video
 from post_platform.data.load import read_frame
-from post_platform.datasets.files import MAX_PIXELS, is_junk
+from post_platform.datasets.files import is_junk, read_image_file
 from post_platform.errors import ConfigError, DataError, StorageError
+from post_platform.images import DAMAGE, FORMATS, ORIENTATION, decode_image
 from post_platform.shards.index import Split, locate, read_split
-from post_platform.shards.record import DAMAGE, ORIENTATION
 from post_platform.video import InputFrame, Size, resized
 
-IMAGES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+REPLACE = "replace it, or take it away"
 FOLDER_FPS, STILLS_FPS = 10.0, 1.0  # of what has no rate of its own
 
 
@@ -97,7 +98,7 @@ def _require_one_size(files: list[Path]) -> None:
     first = None
     for path in files:
         try:
-            with Image.open(path, formats=sorted(set(IMAGES.values()))) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5  # a camera held upright
                 found = (image.width, image.height) if turned else (image.height, image.width)
         except DAMAGE as error:
@@ -117,21 +118,13 @@ def read_image(path: Path) -> np.ndarray:
     Raises: DataError naming the file that is no image, is damaged, or too large.
     """
     try:
-        with Image.open(path, formats=sorted(set(IMAGES.values()))) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: is {image.height}x{image.width}, more than {MAX_PIXELS} pixels")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            elif upright.mode == "P" and "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-            return np.array(upright.convert("RGB"))
-    except DAMAGE as error:
-        raise _unreadable(path, error) from error
+        return decode_image(read_image_file(path, str(path)), str(path))
+    except DataError as error:
+        raise DataError(str(error), REPLACE) from error
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}", "replace it, or take it away")
+    return DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}", REPLACE)
 
 
 def _split_at(path: str) -> Split | None:

@@ -23,7 +23,6 @@ from post_platform.footage import Source
 from post_platform.labels import VOID, load_contract, taxonomy, thing_table
 from post_platform.metrics.results import ResultFrame, write_results
 from post_platform.prediction_files import (
-    MOST_IDS,
     Category,
     FrameSegments,
     PanopticFiles,
@@ -237,7 +236,7 @@ def draw(
     Shape: image (H, W, 3) uint8; classes (category ids), tracks (H, W).
     """
     factor = max(1, min(4, round(LEAST_HEIGHT / image.shape[0])))
-    shown = np.where(tracks > 0, (tracks - 1) % MOST_IDS + 1, 0)
+    shown = shown_id(tracks)
     large, classes, shown = (render.enlarge(array, factor) for array in (image, classes, shown))
     outline = max(1, min(large.shape[:2]) // 360)
     picture = render.overlay(large, classes, shown, vocabulary.palette, vocabulary.thing, outline=outline)

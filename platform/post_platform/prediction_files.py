@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappush, heapreplace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from post_platform.datasets.masks import encode_mask
 from post_platform.shards.pixels import encode_label
 
+Ids = TypeVar("Ids", int, np.ndarray)
 LONGEST = 10  # tracks that a summary names
 MOST_IDS = 65_534  # of one class in the panoptic PNGs; further tracks begin again at 1
 RETIRED = 64  # frames after which no tracker finds a track again
@@ -65,9 +66,9 @@ class FrameSegments:
         return found
 
 
-def shown_id(track: int) -> int:
+def shown_id(track: Ids) -> Ids:
     """The track's number where there is room for 16 bits: its own up to `MOST_IDS`, then from 1 again."""
-    return (track - 1) % MOST_IDS + 1 if track else 0
+    return ((track - 1) % MOST_IDS + 1) * (track > 0)
 
 
 class GrowingJson:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,9 +43,7 @@ def _vivid(number: int) -> tuple[int, int, int]:
     """Walk the hue circle in golden steps, in three degrees of lightness, so that neighbours in number differ."""
     hue = number * _GOLDEN % 1.0
     saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.75, 0.9))[number % 3]
-    wave = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
-    channels = value * (1 - saturation * (1 - np.clip(wave, 0, 1)))
-    red, green, blue = (round(255 * float(c)) for c in channels)
+    red, green, blue = (round(255 * channel) for channel in hsv_to_rgb(hue, saturation, value))
     return red, green, blue
 
 

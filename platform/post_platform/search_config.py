@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from post_platform import storage
-from post_platform.config import KEYS, TEXT_KEYS, RunConfig, build, differences, run_config
-from post_platform.config_text import BRANCH_WEIGHTS, read_file, read_overrides, write
+from post_platform import trials_config
+from post_platform.config import RunConfig
+from post_platform.config_text import BRANCH_WEIGHTS
 from post_platform.config_values import Config, Count, Integer, Listed, Number, Positive
 from post_platform.errors import ConfigError
 
@@ -22,8 +22,6 @@ REFERENCE = {name: BRANCH_WEIGHTS[name] for name in SEARCHED}
 
 MAY_CHANGE = frozenset({"search.trials", "search.repeats", "search.concurrent"})
 """Keys of the search that may differ when a sweep is resumed."""
-
-RUN_MAY_CHANGE = frozenset({"train.max_failures", "train.log_every", "mlflow.uri", "log.live"})
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -52,11 +50,7 @@ class SearchConfig(Config):
     concurrent: Count | None = Field(default=None, description="Trials at a time; default: what Ray has room for.")
 
 
-class _Sweep(Config):
-    search: SearchConfig = Field(default_factory=SearchConfig)
-
-
-SEARCH_KEYS = tuple(f"search.{name}" for name in SearchConfig.model_fields)
+SEARCH_KEYS = tuple(trials_config.keys_of("search", SearchConfig))
 
 
 def load_search(path: Path | None = None, overrides: Sequence[str] = ()) -> tuple[RunConfig, SearchConfig]:
@@ -65,13 +59,7 @@ def load_search(path: Path | None = None, overrides: Sequence[str] = ()) -> tupl
     Raises:
         ConfigError: as `load_config`; or a key is set that the search decides, or a range is without the reference.
     """
-    keys = (*KEYS, *SEARCH_KEYS)
-    values = read_file(path, keys) if path else {}
-    values.update(read_overrides(overrides, keys, TEXT_KEYS))
-    search = build(_Sweep, {key: value for key, value in values.items() if key in SEARCH_KEYS}).search
-    if storage.is_remote(str(values.get("run.dir", ""))):
-        raise ConfigError(f"run.dir: a sweep needs a folder that all its machines share, got {values['run.dir']}")
-    config = run_config({"run.name": "sweep"} | {key: value for key, value in values.items() if key in KEYS})
+    config, search = trials_config.load("search", SearchConfig, "sweep", path, overrides)
     for name in config.loss.model_fields_set & {*SEARCHED, "semantic", "weighting"}:
         what = f"the search varies it; its range: search.{name}=[low, high]"
         if name not in SEARCHED:
@@ -100,25 +88,12 @@ def with_weights(config: RunConfig, weights: dict[str, float]) -> RunConfig:
     return config.model_copy(update={"loss": config.loss.model_copy(update={"semantic": 1.0, **weights})})
 
 
-def dump_search(search: SearchConfig) -> str:
-    """Write the search's keys as flat YAML."""
-    return write({f"search.{name}": value for name, value in search.model_dump(mode="json").items()})
+def store(file: Path, config: RunConfig, search: SearchConfig) -> dict[str, object]:
+    """Write what a sweep is begun with, for `load_search`, and return it; a kill leaves the old file or the new one."""
+    pinned = {f"loss.{name}" for name in (*SEARCHED, "semantic", "weighting")}
+    return trials_config.store(file, config, "search", search, pinned)
 
 
 def refuse_changes(stored: Path, config: RunConfig, search: SearchConfig) -> None:
-    """Refuse to continue a sweep with another configuration: its trials could not be compared.
-
-    Raises: ConfigError naming each key, with both values.
-    """
-    before, before_search = load_search(stored)
-    old, new = before_search.model_dump(), search.model_dump()
-    changed = differences(before, config, ignoring=RUN_MAY_CHANGE) + [
-        f"search.{name}: {old[name]} -> {new[name]}"
-        for name in old
-        if old[name] != new[name] and f"search.{name}" not in MAY_CHANGE
-    ]
-    if changed:
-        raise ConfigError(
-            f"sweep {config.run.name!r} exists ({stored.parent}) with another configuration: {'; '.join(changed)}",
-            "give it another name: run.name=<new name>",
-        )
+    """Refuse to continue a sweep with another configuration. Raises: ConfigError naming each key."""
+    trials_config.refuse_changes(stored, load_search(stored), (config, search), "search", MAY_CHANGE)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
 from post_platform.config import KEYS
 from post_platform.config_text import read_file, write
+from post_platform.noise import half_width, pooled
 from post_platform.search_config import SEARCH_KEYS, searched
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Verdict:
 
     @property
     def beats(self) -> bool:
-        """Whether the gain exceeds the noise of one run."""
-        return self.gain is not None and self.noise is not None and self.gain > self.noise
+        """Whether the whole interval of the gain is above 0."""
+        return self.gain is not None and self.interval is not None and self.gain > self.interval
 
     def __str__(self) -> str:
         """One sentence, which says so when there is nothing to be glad of."""
@@ -61,8 +61,9 @@ class Verdict:
         if self.gain is None:
             return f"trial {self.best} has the best score; without repeated seeds nobody knows by how much"
         text = f"trial {self.best} against trial 0, on other seeds: {self.gain:+.4f}" + _plus(self.noise)
-        if self.interval is not None:
-            text += f", 95% interval {self.gain - self.interval:+.4f} to {self.gain + self.interval:+.4f}"
+        if self.interval is None:
+            return text + ", of one run each: nobody knows whether that is more than the noise"
+        text += f", 95% interval {self.gain - self.interval:+.4f} to {self.gain + self.interval:+.4f}"
         return text + (": better by more than the noise" if self.beats else ": not better by more than the noise")
 
 
@@ -82,14 +83,11 @@ def verdict(trials: Sequence[Trial]) -> Verdict:
         trial.score for trial in complete if trial.number == best.number and trial.repeats and trial.score is not None
     ]
     groups = [reference] if best.number == 0 else [fresh, reference]
-    free = sum(len(group) - 1 for group in groups if group)
-    squares = sum((len(group) - 1) * statistics.variance(group) for group in groups if len(group) > 1)
-    noise = math.sqrt(squares / free) if free > 0 else None
+    noise, free = pooled(groups)
     gain = interval = None
     if best.number and fresh and reference:
         gain = statistics.mean(fresh) - statistics.mean(reference)
-        if noise is not None:
-            interval = float(stats.t.ppf(0.975, free)) * noise * math.sqrt(1 / len(fresh) + 1 / len(reference))
+        interval = half_width(noise, free, len(fresh), len(reference))
     return Verdict(best.number, best.weights, [] if best.number == 0 else fresh, reference, noise, gain, interval)
 
 

@@ -1,32 +1,21 @@
-"""One trial of a search: what is known of it, the process that trains it, and the scheduler that may end it early."""
+"""The trials of a search: what is known of each, and the scheduler that may end one early."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
-import os
-import threading
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from post_platform.atomic import replacing
 from post_platform.config import RunConfig
 from post_platform.errors import PostError
-from post_platform.labels import load_contract
-from post_platform.metrics.score import headline
 from post_platform.search_config import SearchConfig, with_weights
-from post_platform.training import launch
-from post_platform.training.journal import ATTEMPT
-
-LOOK_EVERY = 0.5  # seconds between two looks for new scores
-PATIENCE = 60.0  # seconds that a killed sweep's processes may need to go
+from post_platform.training.run_files import folder_of
+from post_platform.trials import ask_to_stop
 
 
 @dataclass
@@ -121,7 +110,7 @@ class Asha(ASHAScheduler):
         """Always go on; a run that is not worth it is asked to stop."""
         action: str = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP and tune_controller and not result["done"]:
-            ask_to_stop(_folder(trial.config["run"]))
+            ask_to_stop(folder_of(trial.config["run"]))
         return str(TrialScheduler.CONTINUE)
 
 
@@ -137,88 +126,3 @@ def asha(sweep: Sweep) -> Asha:
             for report in trial.reports:
                 scheduler.on_trial_result(None, ended, report)
     return scheduler
-
-
-def ask_to_stop(folder: Path) -> None:
-    """Ask the run that trains in `folder` to write a checkpoint and end, as SIGTERM asks a run of its own."""
-    (folder / "stop").write_text((folder / ATTEMPT).read_text())
-
-
-class Training(tune.Trainable):
-    """A trial's process: trains the run, and hands Tune each validation as it comes."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begin, or continue, the trial's run."""
-        if config["address"]:
-            os.environ["RAY_ADDRESS"] = config["address"]
-        self.run_config: RunConfig = config["run"]
-        self.folder = _folder(self.run_config)
-        self.earlier = [{**report, "done": False} for report in config["reports"]]
-        self.seen = max((report["step"] for report in self.earlier), default=0)
-        self.problem: BaseException | None = None
-        self.before = self._attempt()
-        self.thread = threading.Thread(target=self._train, daemon=True)
-        self.thread.start()
-
-    def step(self) -> dict[str, Any]:
-        """The next validation; the last one once the run has ended."""
-        while True:
-            alive = self.thread.is_alive()
-            if alive and self.earlier and self._attempt() != self.before:  # a verdict now reaches this attempt
-                return self.earlier.pop(0)
-            report = None if self.earlier and alive else self._report()
-            if not alive:
-                return self._end(report)
-            if report and report["step"] < self.run_config.train.steps:
-                self.seen = report["step"]
-                return report
-            time.sleep(LOOK_EVERY)
-
-    def _train(self) -> None:
-        try:
-            wait_for_lock(self.folder)
-            launch.train(self.run_config)
-        except BaseException as error:
-            self.problem = error
-
-    def _end(self, report: dict[str, Any] | None) -> dict[str, Any]:
-        """The last result: of a run that went to its end, that was stopped, or that failed by its own recipe."""
-        if isinstance(self.problem, PostError):
-            return {"done": True, "reason": str(self.problem)}
-        if self.problem:
-            raise self.problem
-        assert report, "a run that ends has been validated"
-        return {**report, "done": True}
-
-    def _report(self) -> dict[str, Any] | None:
-        """The newest validation, if it is new or the run has ended."""
-        try:
-            found = json.loads((self.folder / "scores.json").read_text())
-        except (OSError, ValueError):  # none yet, or half written
-            return None
-        if found["step"] <= self.seen and self.thread.is_alive():
-            return None
-        scores = {name: headline(values, load_contract(name)) for name, values in found["datasets"].items()}
-        mean = found["mean"]
-        score = mean if mean is not None and math.isfinite(mean) else 0.0  # undefined: nothing is right
-        return {"step": found["step"], "score": score, "datasets": scores, "done": False}
-
-    def _attempt(self) -> str:
-        file = self.folder / ATTEMPT
-        return file.read_text() if file.exists() else ""
-
-
-def _folder(config: RunConfig) -> Path:
-    return Path(config.run.dir) / config.run.name
-
-
-def wait_for_lock(folder: Path) -> None:
-    """Wait while a killed sweep's process for this trial is still there; what then still is there, `train` reports."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with (folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(LOOK_EVERY)

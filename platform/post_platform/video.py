@@ -77,7 +77,8 @@ class VideoFile:
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.fps = float(rate) if rate else UNKNOWN_FPS
         length = self.container.duration / av.time_base if self.container.duration else 0.0
-        frames = self.stream.frames or round(length * self.fps)
+        self._listed = self.stream.frames  # asked now: once the container is closed, its streams are gone
+        frames = self._listed or round(length * self.fps)
         self.count = -(-frames // every) or None
         self._damage: list[str] = []
 
@@ -124,9 +125,9 @@ class VideoFile:
             why = self._damage[0] if self._damage else "it is empty"
             raise DataError(f"{self.path}: no frame of it can be decoded: {why}", REPAIR)
         damage = f"{len(self._damage)} damaged places are skipped: {self._damage[0]}" if self._damage else ""
-        if read < 0.98 * self.stream.frames - 1:
-            listed = self.stream.frames
-            logger.warning("%s: %d of its %d frames can be read: %s", self.path, read, listed, damage or "cut short?")
+        if read < 0.98 * self._listed - 1:
+            why = damage or "cut short?"
+            logger.warning("%s: %d of its %d frames can be read: %s", self.path, read, self._listed, why)
         elif damage:
             logger.warning("%s: %s", self.path, damage)
 

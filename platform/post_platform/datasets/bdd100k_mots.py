@@ -176,7 +176,12 @@ def _read_rles(video: str, path: Path) -> dict[int, Stored]:
             frame = _whole(entry["frameIndex"]) + 1
             if frame in found:
                 raise DataError(f"bdd100k_mots {video}/{frame:06d}: is listed twice in {path}")
-            found[frame] = [_drawn(video, frame, shown) for shown in entry.get("labels") or []]
+            where = f"bdd100k_mots {video}/{frame:06d} of {path}"
+            found[frame] = [_drawn(shown, where) for shown in entry.get("labels") or []]
+            natives = [drawn.native for drawn in found[frame] if not drawn.flags]
+            if len(set(natives)) < len(natives):
+                twice = next(native for native in natives if natives.count(native) > 1)
+                raise DataError(f"{where}: object {twice} is listed twice")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"bdd100k_mots {video}: {path} is malformed: {error!r}") from error
     judged = (drawn.native for objects in found.values() for drawn in objects if not drawn.flags)
@@ -200,8 +205,8 @@ def _whole(value: object) -> int:
     raise ValueError(f"{str(value)[:40]!r} is no whole number")
 
 
-def _drawn(video: str, frame: int, shown: dict[str, Any]) -> Drawn:
-    where, name = f"bdd100k_mots {video}/{frame:06d}", str(shown["category"])
+def _drawn(shown: dict[str, Any], where: str) -> Drawn:
+    name = str(shown["category"])
     if name not in CATEGORIES:
         raise DataError(f"{where}: unknown category {name[:40]!r}")
     attributes = shown.get("attributes") or {}

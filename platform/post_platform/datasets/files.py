@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from post_platform.datasets.frame import MissingSplit
 from post_platform.errors import DataError
@@ -111,6 +111,8 @@ def decode_label_png(content: Path | bytes, where: str, *modes: PngMode) -> NDAr
             values = np.asarray(image)
             if bits < 8 and image.mode == "L":  # PIL scales grey of few bits up to 0..255
                 values = values // np.uint8(255 // ((1 << bits) - 1))
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: label cannot be read: it is not a PNG") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: label cannot be read: {' '.join(str(error).split())}") from error
     return values.astype(np.uint16) if bits == 16 else values

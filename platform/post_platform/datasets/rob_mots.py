@@ -43,9 +43,13 @@ FAR = 1e6  # no box reaches farther out of its image
 
 @dataclass(frozen=True)
 class Listed:
-    """A sequence of seqmap.txt: its number of frames, and the classes of which spurious objects do not count there."""
+    """A sequence of seqmap.txt: its number of frames, their height and width, and the classes that it ignores.
+
+    Of ignored classes spurious objects do not count.
+    """
 
     length: int
+    size: tuple[int, int]
     ignored: frozenset[int]
 
 
@@ -196,7 +200,8 @@ def read_seqmap(split: str, benchmark: str, truth: Path) -> dict[str, Listed]:
         legal = len(fields) >= 4 and all(field.isdecimal() and len(field) < 7 for field in fields[1:])
         if not legal or "/" in fields[0] or is_junk(fields[0]) or fields[0] in listed:
             raise DataError(f"{where}: seqmap.txt, line {number}: {line[:60]!r} is not '<sequence> <frames> <h> <w>'")
-        listed[fields[0]] = Listed(int(fields[1]), frozenset(map(int, fields[4:])))
+        length, height, width, *ignored = map(int, fields[1:])
+        listed[fields[0]] = Listed(length, (height, width), frozenset(ignored))
     if not listed:
         raise DataError(f"{where}: seqmap.txt lists no sequence")
     return listed
@@ -268,6 +273,7 @@ def parse_line(
     if _finite(fields[3:4]) is None:
         raise DataError(f"{where}: the confidence is {fields[3][:20]!r}")
     if category not in classes and not IGNORE_FROM <= category <= IGNORE_FROM + 80:
+        where = f"{where}, frame {frame}, track {track}"
         raise DataError(f"{where}: class {category} is not one of its benchmark's, nor an ignore region (100..180)")
     if len(fields) == 7:
         return frame, track, category, height, width, fields[6]

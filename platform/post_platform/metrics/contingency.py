@@ -133,7 +133,8 @@ def load(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: no readable contingency table ({error})") from error
+        reason = str(error) if path.exists() else "no such file"
+        raise DataError(f"{path}: no readable contingency table ({reason})") from error
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{path}: not a contingency table; columns are {', '.join(table.column_names)}")
     return table

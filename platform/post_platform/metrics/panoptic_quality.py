@@ -16,15 +16,15 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from post_platform.labels import UNIDENTIFIED, VOID
-from post_platform.metrics.segments import Rows, group, mean, ratio, rows_of
+from post_platform.metrics.segments import Rows, blocks, group, mean, ratio, rows_of
 
 Crowd = Literal["every", "last", "missed"]
 
@@ -57,7 +57,7 @@ def report(
     `names`: the classes that are scored; segments of others (a background) are neither matched nor missed. Every
     (class, instance) of a frame is a segment of the truth, every (class, track) one of the prediction.
     """
-    counts = match_segments(rows_of(table), names, crowd)
+    counts = add((match_segments(part, names, crowd) for part in blocks(rows_of(table))), names)
     per_class = {}
     for number, name in names.items():
         quality, count = class_quality(counts[number]), counts[number]
@@ -114,6 +114,15 @@ def match_segments(rows: Rows, classes: Collection[int], crowd: Crowd = "every")
     fn = np.bincount(truth.keys[missed, 1], minlength=VOID + 1)
     fp = np.bincount(pred.keys[spurious, 1], minlength=VOID + 1)
     return {c: Counts(int(tp[c]), int(fp[c]), int(fn[c]), float(iou[c])) for c in sorted(classes)}
+
+
+def add(parts: Iterable[Mapping[int, Counts]], classes: Collection[int]) -> dict[int, Counts]:
+    """The sums, by class, of what was counted in parts."""
+    listed = list(parts)
+    return {
+        c: Counts(*(sum(column) for column in zip(*(astuple(part[c]) for part in listed), strict=True)))
+        for c in classes
+    }
 
 
 def class_quality(counts: Counts) -> Quality:

@@ -18,6 +18,9 @@ from post_platform.metrics.similarity import objects_of
 
 Families = dict[str, Any]
 """{family: its report}, as `score.py --json` writes it: ratios as float, counts as int, what is undefined None."""
+LOWER_IS_BETTER = ("IDS",)
+"""Scores that count mistakes."""
+
 _PER_CLASS = ("mots", "hota", "identity")
 
 
@@ -66,28 +69,35 @@ class ScoredContract(Protocol):
 
 
 def score(
-    table: pa.Table, contract: ScoredContract, rules: Rules | None = None, further: Families | None = None
+    table: pa.Table,
+    contract: ScoredContract,
+    rules: Rules | None = None,
+    further: Families | None = None,
+    partial: bool = False,
 ) -> Families:
     """Every family of scores that applies to one dataset; `rules` are the dataset's own unless given.
 
-    pq, miou where every pixel has a class, and of the classes alone where ids last over a video; mots, hota, identity
-    (by class) where they do; stq, vpq where both are so; ap where segments have a confidence. Rows of other datasets
+    pq, miou where every pixel has a class; mots, hota, identity (by class) where ids last over a video; stq, vpq where
+    both are so; ap where segments have a confidence. `partial` adds pq and miou of the objects of videos that label
+    nothing else: no official tool has them, but one score to compare all datasets of a run by. Rows of other datasets
     in the table are left out. Families in `further`, computed from pixels, take the place of the table's.
 
-    Raises: DataError when there is no row of this dataset, nor anything further.
+    Raises: DataError when there are rows, but none of this dataset, nor anything further. Without any row, as two empty
+        result files have it, all scores are undefined.
     """
-    table = table.filter(pc.equal(table["dataset"], contract.dataset))
-    if not table.num_rows:
+    own = pc.equal(table["dataset"], contract.dataset)
+    rows = rows_of(table if pc.all(own).as_py() else table.filter(own))  # no copy of a whole table
+    if not len(rows.pixels):
         if further:
             return dict(further)
-        raise DataError(f"nothing to score: the contingency table has no frame of {contract.dataset}")
+        if table.num_rows:
+            raise DataError(f"nothing to score: the contingency table has no frame of {contract.dataset}")
     rules = rules or protocol_of(contract.dataset)
-    rows = rows_of(table)
     names = {entry.id: entry.name for entry in contract.classes}
     things = {entry.id: entry.name for entry in contract.classes if entry.has_instances}
     tracked, complete = contract.video and contract.persistent, contract.background is None
     found: Families = {}
-    if complete or tracked:
+    if complete or (partial and tracked):
         found["pq"] = panoptic_quality.report(rows, names, things, rules.pq_crowd)
         found["miou"] = semantic_iou.report(rows, names)
     if tracked:
@@ -98,7 +108,7 @@ def score(
     if tracked and complete:
         found["stq"] = stq.report(rows, names, things)
         found["vpq"] = vpq.report(rows, names, things, rules.vpq_windows, rules.vpq_crowd)
-    if contract.headline == "AP" or not np.isnan(rows.pred_score).all():
+    if things and (contract.headline == "AP" or not np.isnan(rows.pred_score).all()):
         found["ap"] = mask_ap.report(rows, things)
     return found | (further or {})
 
@@ -124,7 +134,7 @@ def flat(families: Mapping[str, Any]) -> dict[str, float | None]:
     if "vpq" in families:
         found["VPQ"] = families["vpq"]["mean"]
     found |= {name: value for name, value in families.get("ap", {}).items() if name != "per_class"}
-    found |= families.get("jf", {})
+    found |= families.get("jf", {}) | families.get("rob_mots", {}).get("overall", {}).get("final", {})
     for family, metric, label in (("pq", "pq", "PQ"), ("miou", "iou", "IoU"), ("ap", "AP", "AP")):
         per_class = families.get(family, {}).get("per_class", {})
         found |= {f"{label}/{name}": values[metric] for name, values in per_class.items()}

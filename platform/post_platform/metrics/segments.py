@@ -5,7 +5,9 @@ The step between the table and a metric: no class rules here, only exact sums ov
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,8 +47,8 @@ class Rows:
         """Rows whose truth is a thing without identity."""
         return self.truth_instance >= UNIDENTIFIED
 
-    def where(self, keep: np.ndarray) -> Rows:
-        """The rows for which `keep` is true, with the same numbers of sequences and frames."""
+    def where(self, keep: np.ndarray | slice) -> Rows:
+        """The rows for which `keep` is true, with the same numbers of sequences and frames; or those of a slice."""
         columns = {name: column[keep] for name, column in vars(self).items() if name != "names"}
         return Rows(self.names, **columns)
 
@@ -73,6 +75,16 @@ def rows_of(table: pa.Table | Rows) -> Rows:
         pred_score=table["pred_score"].to_numpy(),
         **columns,
     )
+
+
+def blocks(rows: Rows, frames: int = 256) -> Iterator[Rows]:
+    """The rows of so many frames at a time, for sums over frames whose arrays would otherwise grow with all of them."""
+    if (np.diff(rows.moment) < 0).any():
+        rows = rows.where(np.argsort(rows.moment, kind="stable"))
+    last = int(rows.moment[-1]) if len(rows.moment) else -1
+    edges = np.searchsorted(rows.moment, np.arange(0, last + 1 + frames, frames)).tolist()
+    for start, stop in pairwise(edges):
+        yield rows.where(slice(start, stop))
 
 
 @dataclass(frozen=True)

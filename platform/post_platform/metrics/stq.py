@@ -17,7 +17,9 @@ None, where deeplab2 says nan.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -36,18 +38,22 @@ def report(table: pa.Table | Rows, names: Collection[int], things: Collection[in
     rows = rows_of(table)
     order = np.argsort(rows.video, kind="stable")  # a mask per sequence would look at every row as often
     parts = np.split(order, np.searchsorted(rows.video[order], np.arange(1, len(rows.names))))
-    per_sequence = {
-        name: _quality(rows.where(part), names, things) for name, part in zip(rows.names, parts, strict=False)
-    }
-    return {**_quality(rows, names, things), "per_sequence": per_sequence}
+    counted = {name: _count(rows.where(part), names, things) for name, part in zip(rows.names, parts, strict=False)}
+    per_sequence = {name: _quality(found, names) for name, found in counted.items()}
+    return {**_quality(_together(counted.values()), names), "per_sequence": per_sequence}
 
 
-def _quality(rows: Rows, classes: Collection[int], things: Collection[int]) -> dict[str, float | None]:
-    aq, iou = _association(rows, things), _segmentation(rows, classes)
-    return {"STQ": None if iou is None else math.sqrt(aq * iou), "AQ": aq, "SQ": iou}
+@dataclass(frozen=True)
+class _Counts:
+    """What sequences add to the scores: true tubes and the sum over them, and pixels by class, of three kinds."""
+
+    tubes: int
+    association: float
+    pixels: np.ndarray
 
 
-def _association(rows: Rows, things: Collection[int]) -> float:
+def _count(rows: Rows, classes: Collection[int], things: Collection[int]) -> _Counts:
+    pixels = np.stack(class_pixels(rows.where(np.isin(rows.truth_class, list(classes)))))
     thing = np.isin(np.arange(VOID + 1), list(things))
     rows = rows.where(~(rows.crowd & thing[rows.truth_class]))
     truth = group(rows.video, rows.truth_class, rows.truth_instance)
@@ -59,10 +65,19 @@ def _association(rows: Rows, things: Collection[int]) -> float:
     both = tubes[t] & thing[pred.keys[p, 1]]
     shared, t, p = shared[both], t[both], p[both]
     terms = shared * (shared / (truth_size[t] + pred_size[p] - shared)) / truth_size[t]
-    return ratio(terms.sum(), np.count_nonzero(tubes)) or 0.0
+    return _Counts(int(np.count_nonzero(tubes)), float(terms.sum()), pixels)
 
 
-def _segmentation(rows: Rows, classes: Collection[int]) -> float | None:
-    truth, pred, both = class_pixels(rows.where(np.isin(rows.truth_class, list(classes))))
+def _together(parts: Iterable[_Counts]) -> _Counts:
+    nothing = _Counts(0, 0.0, np.zeros((3, VOID + 1)))
+    return reduce(
+        lambda a, b: _Counts(a.tubes + b.tubes, a.association + b.association, a.pixels + b.pixels), parts, nothing
+    )
+
+
+def _quality(found: _Counts, classes: Collection[int]) -> dict[str, float | None]:
+    aq = ratio(found.association, found.tubes) or 0.0
+    truth, pred, both = found.pixels
     union = truth + pred - both
-    return mean([ratio(both[c], union[c]) for c in [*classes, VOID]])
+    iou = mean([ratio(both[c], union[c]) for c in [*classes, VOID]])
+    return {"STQ": None if iou is None else math.sqrt(aq * iou), "AQ": aq, "SQ": iou}

@@ -27,10 +27,11 @@ from pycocotools.cocoeval import COCOeval
 
 Sizes = tuple[float, float]
 """Areas up to which a track is small, and medium."""
+NO_BOX = [0, 0, 0, 0]
 MAX_TRACKS = [1, 10, 100]  # per video, the best ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Track:
     """A true or predicted track of one video; `area`: its mean over the frames where it has pixels."""
 
@@ -40,7 +41,7 @@ class Track:
     score: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """The tracks of a video and how much they overlap.
 
@@ -69,11 +70,8 @@ def report(videos: Sequence[Video], names: Mapping[int, str], sizes: Sizes = (12
     `names`: number and name of each class.
     """
     classes = sorted(names)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _Evaluation(videos, classes, sizes)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]  # (T, R, K, A, M) and (T, K, A, M)
+    curves = [_curves(videos, number, sizes) for number in classes]  # one by one, so that one at a time is in memory
+    precision, recall = (np.stack(found, axis) for axis, found in zip((2, 1), zip(*curves, strict=True), strict=True))
     best = precision[..., -1]
     return {
         "AP": _mean(best[:, :, :, 0]),
@@ -89,6 +87,18 @@ def report(videos: Sequence[Video], names: Mapping[int, str], sizes: Sizes = (12
     }
 
 
+def _curves(videos: Sequence[Video], number: int, sizes: Sizes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision and recall of one class.
+
+    Shape: (thresholds, levels of recall, sizes, counts) and (thresholds, sizes, counts).
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _Evaluation(videos, number, sizes)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+
+
 def _mean(values: NDArray[np.float64]) -> float | None:
     """Mean of what is defined; pycocotools writes -1 where there is no true track."""
     known = values[values > -1]
@@ -96,11 +106,11 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 class _Evaluation(COCOeval):
-    """pycocotools' evaluation, in which an image is a video and the overlaps are known."""
+    """pycocotools' evaluation of one class, in which an image is a video and the overlaps are known."""
 
-    def __init__(self, videos: Sequence[Video], classes: Sequence[int], sizes: Sizes) -> None:
+    def __init__(self, videos: Sequence[Video], number: int, sizes: Sizes) -> None:
         truth, pred = ([getattr(video, side) for video in videos] for side in ("truth", "pred"))
-        super().__init__(_dataset(truth, classes), _dataset(pred, classes), "bbox")
+        super().__init__(_dataset(truth, number), _dataset(pred, number), "bbox")
         self.videos = videos
         self.params.areaRng = [(0, 1e10), (0, sizes[0]), sizes, (sizes[1], 1e10)]
         self.params.maxDets = MAX_TRACKS
@@ -116,18 +126,20 @@ class _Evaluation(COCOeval):
         return video.overlap[np.ix_(np.array(rows)[order], np.array(columns))]
 
 
-def _dataset(listed: Sequence[Sequence[Track]], classes: Sequence[int]) -> COCO:
-    """A COCO object whose images are videos, numbered from 1."""
+def _dataset(listed: Sequence[Sequence[Track]], number: int) -> COCO:
+    """A COCO object of the tracks of one class, whose images are videos, numbered from 1."""
     found = COCO()
-    numbered = [(video, track) for video, tracks in enumerate(listed, start=1) for track in tracks]
+    own = [
+        (video, track) for video, tracks in enumerate(listed, start=1) for track in tracks if track.category == number
+    ]
     found.dataset = {
         "images": [{"id": video} for video in range(1, len(listed) + 1)],
         "annotations": [
-            {"id": number, "image_id": video, "category_id": track.category, "area": track.area,
-             "iscrowd": int(track.crowd), "score": track.score, "bbox": [0, 0, 0, 0]}
-            for number, (video, track) in enumerate(numbered, start=1)
+            {"id": place, "image_id": video, "category_id": number, "area": track.area,
+             "iscrowd": int(track.crowd), "score": track.score, "bbox": NO_BOX}
+            for place, (video, track) in enumerate(own, start=1)
         ],
-        "categories": [{"id": number} for number in classes],
+        "categories": [{"id": number}],
     }  # fmt: skip
     found.createIndex()
     return found

@@ -16,14 +16,14 @@ and two here. VPQ_k is None when no window is that long, where that tool divides
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from post_platform.metrics.panoptic_quality import Counts, average, class_groups, match_segments
+from post_platform.metrics.panoptic_quality import Counts, add, average, class_groups, match_segments
 from post_platform.metrics.panoptic_quality import Crowd as PanopticCrowd
 from post_platform.metrics.segments import Rows, mean, rows_of
 
@@ -61,15 +61,8 @@ def count_tubes(
     order = np.argsort(rows.video, kind="stable")
     edges = np.searchsorted(rows.video[order], np.arange(len(rows.names) + 1))
     rule: PanopticCrowd = "every" if crowd == "ignored" else "missed"
-    found = [
-        match_segments(_windows(rows.where(order[start:stop]), frames), classes, rule)
-        for start, stop in pairwise(edges.tolist())
-    ]
-    return {native: _total([counts[native] for counts in found]) for native in sorted(classes)}
-
-
-def _total(counts: Sequence[Counts]) -> Counts:
-    return Counts(*(sum(column) for column in zip(*map(astuple, counts), strict=True))) if counts else Counts()
+    parts = (rows.where(order[start:stop]) for start, stop in pairwise(edges.tolist()))
+    return add((match_segments(_windows(part, frames), classes, rule) for part in parts), sorted(classes))
 
 
 def _windows(rows: Rows, frames: int) -> Rows:

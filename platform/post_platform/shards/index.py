@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from post_platform import storage
@@ -99,10 +100,18 @@ def read_split(root: storage.Location, dataset: str, split: str) -> Split:
                 hint=again,
             )
         found = Split(dataset, split, folder, file.read().cast(INDEX_SCHEMA), manifest)
+        _require_possible_sequences(found, again)
         _require_possible_ranges(found, again)
     except (KeyError, TypeError, ValueError, RecursionError, OSError, pa.ArrowException) as error:
         raise DataError(f"{where}: manifest.json or index.parquet is malformed: {error!r}", hint=again) from error
     return found
+
+
+def _require_possible_sequences(found: Split, again: str) -> None:
+    """Raises: DataError for a sequence whose name, as a path, would lead out of the folder that results go to."""
+    for name in pc.unique(found.index["sequence"]).to_pylist():
+        if not name or not name.isprintable() or {"", ".", ".."} & set(name.split("/")):
+            raise DataError(f"{found.dataset}/{found.split}: index.parquet names the sequence {name!a}", hint=again)
 
 
 def _require_possible_ranges(found: Split, again: str) -> None:
@@ -139,7 +148,8 @@ def converted(root: storage.Location) -> dict[str, list[str]]:
         if splits:
             found[dataset] = splits
     if not found:
-        raise DataError(f"no converted dataset under {root}", hint="make quickstart")
+        command = f"python pipelines/convert.py DATASET --source <folder> --out {shlex.quote(str(root))}"
+        raise DataError(f"no converted dataset under {root}", hint=f"{command}; or see it work first: make quickstart")
     return found
 
 

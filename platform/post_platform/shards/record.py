@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,13 @@ from PIL import Image, ImageOps
 
 from post_platform.datasets.frame import Label
 from post_platform.errors import DataError
+from post_platform.images import DAMAGE, ORIENTATION
 from post_platform.labels import VOID
 from post_platform.shards.pixels import decode_jpeg, decode_label, encode_label
 
 MAX_MEMBER_BYTES = 1 << 28
 MAX_PIXELS = 1 << 26
 JPEG_QUALITY = 95
-ORIENTATION = 0x0112  # the tag's number in Exif
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, Image.DecompressionBombError, zlib.error)
 
 
 @dataclass(frozen=True)

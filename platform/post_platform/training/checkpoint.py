@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from post_platform import storage
-from post_platform.errors import DataError
+from post_platform.errors import DataError, StorageError
 
 logger = logging.getLogger(__name__)
 Name = TypeVar("Name", str, Path)
@@ -203,22 +203,39 @@ def verify(path: Path) -> None:
 def resolve(location: storage.Location) -> str:
     """A checkpoint's address: `<run>/best` and `<run>/latest` are what they mean now, any other place is itself.
 
+    A run's address on S3, where names of checkpoints hold a part that nobody can guess, means its newest one.
+
     Raises:
         DataError: the run has none.
     """
     place = storage.absolute(location)
     run, _, name = place.rpartition("/")
-    if name not in ("best", "latest") or storage.exists(place):
-        return place
-    folder = storage.join(run, FOLDER)
-    names = whole_remote(folder) if storage.is_remote(folder) else [path.name for path in whole(Path(folder))]
-    if name == "best":
-        found = best_of(names, [score(storage.join(folder, one)) for one in names])
-    else:
-        found = names[-1] if names else None
-    if not found:
-        raise DataError(f"{place}: {folder} has no {'validated ' if name == 'best' else ''}checkpoint")
-    return storage.join(folder, found)
+    if name in ("best", "latest") and not storage.exists(place):
+        folder = storage.join(run, FOLDER)
+        names = whole_remote(folder) if storage.is_remote(folder) else [path.name for path in whole(Path(folder))]
+        if name == "best":
+            found = best_of(names, [score(storage.join(folder, one)) for one in names])
+        else:
+            found = names[-1] if names else None
+        if not found:
+            raise DataError(f"{place}: {folder} has no {'validated ' if name == 'best' else ''}checkpoint")
+        return storage.join(folder, found)
+    if storage.is_remote(place) and not _has_manifest(place):
+        folder = storage.join(place, FOLDER)
+        if names := whole_remote(folder):
+            logger.info("%s is a run: taking its newest checkpoint, %s", place, names[-1])
+            return storage.join(folder, names[-1])
+    return place
+
+
+def _has_manifest(source: str) -> bool:
+    """Whether a place on S3 has a manifest; asks for no more rights than reading it does."""
+    try:
+        return storage.size(storage.join(source, MANIFEST)) > 0
+    except StorageError:
+        raise
+    except DataError:
+        return False
 
 
 def fetch(location: storage.Location) -> Path:

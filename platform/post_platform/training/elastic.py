@@ -14,10 +14,10 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import ScalingConfig
 
-from post_platform.config import RunConfig
 from post_platform.training.job import Job
 from post_platform.training.loop import write_log
 from post_platform.training.stopping import request_checkpoint
+from post_platform.training.workers import room
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +29,6 @@ CHECKPOINT_WITHIN = 120
 
 SILENT = 60
 """Seconds for which a node that does not answer may still count as alive; Ray needs about 17 to find out."""
-
-
-def room(config: RunConfig, worker_cpus: float) -> tuple[int, float, int]:
-    """Workers that the cluster has room for beside the data tasks, its CPUs and its GPUs."""
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
-    free = max(0, int((cpus - data_cpus(config)) / worker_cpus))
-    return min(gpus, free) if gpus else free, cpus, gpus
-
-
-def data_cpus(config: RunConfig) -> int:
-    """CPUs that are left to Ray Data: for plan rows, and to decode."""
-    return 2 if config.data.decode_on == "cluster" else 1
 
 
 class ElasticTrainer(TorchTrainer):

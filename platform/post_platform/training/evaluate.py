@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -126,6 +126,10 @@ class Share(NamedTuple):
     timelines: Timelines
 
 
+class Left(Exception):
+    """An evaluation was left before its end."""
+
+
 def evaluate_share(
     model: Post,
     names: Sequence[str],
@@ -133,10 +137,13 @@ def evaluate_share(
     tracking: Tracking,
     pictures: int = 0,
     timelines: int = 0,
+    left: Callable[[], bool] = lambda: False,
 ) -> Share:
     """Contingency tables of all frames of `work`, and of each sequence `pictures` frames from its middle on.
 
     The first `timelines` sequences of each dataset get a timeline, where ids last over a video.
+
+    Raises: Left: `left`, asked after each frame, says that something else comes first.
     """
     was_training = model.training
     model.eval()
@@ -154,6 +161,8 @@ def evaluate_share(
                     found.pictures.append(picture)
                 if tape:
                     tape.keep(table["frame"][0].as_py(), picture.prediction)
+                if left():
+                    raise Left
             if tape:
                 own = merge(found.tables[first:])
                 found.timelines[contract.dataset, own["sequence"][0].as_py()] = tape.draw(own, contract)
@@ -175,7 +184,7 @@ def scores_of(tables: Sequence[pa.Table]) -> Scores:
     """All scores of every dataset in the frames' contingency tables, undefined ones None."""
     table = merge(tables)
     names = pc.unique(table["dataset"]).to_pylist()
-    return {name: flat(score(table, load_contract(name))) for name in sorted(names)}
+    return {name: flat(score(table, load_contract(name), partial=True)) for name in sorted(names)}
 
 
 def mean_score(scores: Scores) -> float | None:

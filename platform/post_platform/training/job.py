@@ -25,6 +25,7 @@ from post_platform.experiment_log import ExperimentLog
 from post_platform.shards.index import Split
 from post_platform.training import checkpoint
 from post_platform.training.checkpoint_store import Store
+from post_platform.training.run_files import LOGS, address_of, folder_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +46,20 @@ class Job:
     mlflow_uri: str
     mlflow_run_id: str
     attempt: str = ""  # of the process that trains the run now; workers that a killed one left behind have another
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run's checkpoints are on this machine."""
-        return self.folder / checkpoint.FOLDER
+    beside: int = 1  # trainings that share a machine's CPUs, this one among them
 
     @property
     def shared(self) -> storage.Location:
         """What all machines of the run see: its folder, or its address on S3."""
-        remote = storage.is_remote(self.config.run.dir)
-        return storage.join(self.config.run.dir, self.config.run.name) if remote else self.folder
+        return address_of(self.config) or self.folder
+
+    def here(self) -> Job:
+        """The run as this machine sees it: a working copy of one on S3 is in each machine's own cache."""
+        return replace(self, folder=folder_of(self.config)) if address_of(self.config) else self
 
     def store(self) -> Store:
         """The run's checkpoints, wherever they are."""
-        remote = storage.is_remote(self.shared)
-        return Store(self.checkpoints, storage.join(self.shared, checkpoint.FOLDER) if remote else None)
+        return store_of(self.config, self.folder)
 
     def open_log(self, owner: bool = False) -> ExperimentLog:
         """The run's MLflow run, from whichever process asks; `owner`: the one that the run dies with."""
@@ -71,7 +70,7 @@ class Job:
     @property
     def logs(self) -> Path:
         """Where each rank writes its log lines, and rank 0 how far the run is."""
-        return self.folder / "logs"
+        return self.folder / LOGS
 
     def loader(self) -> ClipLoader:
         """Reads the clips of the run's plan, with the one augmentation of all datasets."""
@@ -88,6 +87,14 @@ class Job:
     def committed_step(self) -> int:
         """The step of the newest whole checkpoint; 0 where there is none."""
         return self.store().committed_step()
+
+    def is_finished(self) -> bool:
+        """Whether the last step is committed, with the scores of a validation that was not left for a request."""
+        steps, store = self.config.train.steps, self.store()
+        name = store.newest()
+        if not name or checkpoint.step_of(name) != steps:
+            return bool(name) and checkpoint.step_of(name or "") > steps
+        return bool((store.state(name)["scores"] or {}).get("step") == steps)
 
     def norm(self, gpus_everywhere: bool, local_batch: int) -> Norm:
         """The network's normalisation: the configured one, else what a starting checkpoint stored, else by hardware.
@@ -171,6 +178,12 @@ def _say_classes(source: str, old: Sequence[str], new: Sequence[str]) -> None:
         "model.init_from: %s: %d classes kept, %d new, %d dropped",
         source, kept, len(new) - kept, len(old) - kept,
     )  # fmt: skip
+
+
+def store_of(config: RunConfig, folder: Path) -> Store:
+    """The checkpoints of a run whose files on this machine are in `folder`."""
+    address = address_of(config)
+    return Store(folder / checkpoint.FOLDER, storage.join(address, checkpoint.FOLDER) if address else None)
 
 
 def plan_of(config: RunConfig, train: Sequence[Split]) -> Plan:

@@ -20,7 +20,6 @@ from post_platform import render, storage
 from post_platform.atomic import file_errors
 from post_platform.config import dump_config
 from post_platform.data.plan import Plan
-from post_platform.errors import PostError
 from post_platform.labels import load_contract, thing_table
 from post_platform.metrics.contingency import merge
 from post_platform.training import checkpoint
@@ -30,16 +29,14 @@ from post_platform.training.evaluate import Picture, Scores
 from post_platform.training.job import Job
 from post_platform.training.ledger import EMPTY, NAME, Ledger, Seen, read
 from post_platform.training.mixture import draw_mixture
+from post_platform.training.run_files import ATTEMPT, CONFIG, PROGRESS, RUN, SCORES, continued_elsewhere
 from post_platform.training.sequence_report import sequence_report, write_report
 from post_platform.training.timelines import Timelines, write_timelines
 from post_platform.training.vocabulary import projections
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = "progress.json"
-ATTEMPT = "attempt"
 HISTORY = "metrics.jsonl"
-SCORES = "scores.json"
 
 
 class Journal:
@@ -50,9 +47,16 @@ class Journal:
     Checkpoints are written beside the training, one at a time; what goes wrong there ends the run at its next step.
     """
 
-    def __init__(self, job: Job, store: Store, newest: Path | None) -> None:
-        """Continue the record of `job` from the checkpoint `newest` of its store, or begin it."""
-        self.job, self.store = job, store
+    def __init__(self, job: Job, store: Store, newest: Path | None, relay: Any = None) -> None:
+        """Continue the record of `job` from the checkpoint `newest` of its store, or begin it.
+
+        Args:
+            job: the run.
+            store: its checkpoints.
+            newest: the one that it is continued from.
+            relay: to the driver, where it does not see this machine's files.
+        """
+        self.job, self.store, self.relay = job, store, relay
         self.background = Background()
         self.twin: Post | None = None
         self.held: dict[str, Any] = {}
@@ -87,6 +91,13 @@ class Journal:
         self._note(step, {name: value for name, value in metrics.items() if value is not None})
         self.scores = {"step": step, "mean": mean, "datasets": scores}
         (self.job.folder / SCORES).write_text(json.dumps(self.scores, indent=1))
+
+    def publish(self) -> None:
+        """Publish what was noted since the last checkpoint, once that is whole: of its own step, made after it."""
+        self.background.wait()
+        pending, self.pending = self.pending, []
+        for step, metrics in pending:
+            self.log.log_metrics(metrics, step)
 
     def pictures(self, step: int, pictures: Sequence[Picture], most: int) -> None:
         """Log image | truth | prediction of up to `most` frames per dataset."""
@@ -202,7 +213,7 @@ class Journal:
 
     def _require_our_attempt(self) -> None:
         if self.job.attempt and storage.read_bytes(storage.join(self.job.shared, ATTEMPT)).decode() != self.job.attempt:
-            raise PostError(f"run {self.job.config.run.name!r} has been continued by another process")
+            raise continued_elsewhere(self.job.config)
 
     def settle(self) -> None:
         """Wait for the checkpoint that is being written, where something else went wrong: only tell its own error."""
@@ -223,7 +234,11 @@ class Journal:
             self.log.log_metrics(metrics, step)
 
     def _progress(self, step: int) -> None:
-        (self.job.logs / PROGRESS).write_text(json.dumps({"step": step, **self.latest}))
+        text = json.dumps({"step": step, **self.latest})
+        if self.relay:
+            self.relay.replace.remote(PROGRESS, text)
+        else:
+            (self.job.logs / PROGRESS).write_text(text)
 
 
 def triptych(picture: Picture, truth: bool = True, titles: bool = True) -> np.ndarray:
@@ -243,8 +258,9 @@ def restore(folder: Path, newest: Path) -> None:
     """
     state = checkpoint.read_state(newest)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(state["config"])
-    (folder / "run.json").write_text(json.dumps({name: state[name] for name in ("mlflow_uri", "mlflow_run_id")}))
+    (folder / CONFIG).write_text(state["config"])
+    (folder / RUN).write_text(json.dumps({name: state[name] for name in ("mlflow_uri", "mlflow_run_id")}))
+    (folder / SCORES).unlink(missing_ok=True)
     if state["scores"]:
         (folder / SCORES).write_text(json.dumps(state["scores"], indent=1))
     shutil.copy(newest / NAME, folder / NAME)

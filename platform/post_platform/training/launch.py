@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
@@ -10,26 +9,31 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from post_model.weights import save_model
-from post_platform import cluster
+from post_platform import cluster, storage
+from post_platform.atomic import held, replacing
 from post_platform.config import RunConfig, dump_config, flatten
 from post_platform.config_values import WorkerRange
 from post_platform.data.leaks import refuse_shared_videos
 from post_platform.data.load import ClipLoader
 from post_platform.errors import ConfigError, PostError
 from post_platform.experiment_log import ExperimentLog
-from post_platform.training import checkpoint
-from post_platform.training.job import Job, plan_of
-from post_platform.training.journal import ATTEMPT, PROGRESS
+from post_platform.shards.index import Split
+from post_platform.training.doctor import refuse_before_training
+from post_platform.training.job import Job, plan_of, store_of
+from post_platform.training.journal import restore
+from post_platform.training.lease import leased
+from post_platform.training.run_files import ATTEMPT, CONFIG, LOCK, PROGRESS, RUN, SCORES, address_of, folder_of
 from post_platform.training.same_run import facts_of, refuse_changes, refuse_other_data
 from post_platform.training.splits import scored_splits, splits_of
 from post_platform.training.stopping import stoppable
 from post_platform.training.vocabulary import class_names, projections, thing_flags
+from post_platform.training.workers import workers_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +44,19 @@ Report = Callable[[dict], None]
 class Outcome:
     """What a run ended with: its newest checkpoint, the scores of its last validation, and its MLflow run."""
 
-    folder: Path
-    checkpoint: Path
+    folder: storage.Location
+    checkpoint: storage.Location
     scores: dict
     mlflow_uri: str
     mlflow_run_id: str
 
 
-def prepare(config: RunConfig) -> Job:
-    """Check everything that can be checked before Ray starts, and resolve the run.
+def preflight(config: RunConfig) -> tuple[tuple[Split, ...], tuple[Split, ...]]:
+    """The splits that a run is trained and scored on, once nothing is wrong with them; nothing is begun.
 
     Raises:
-        ConfigError: the run exists with another configuration or other shards, or its folder cannot be written.
-        DataError: shards are missing, or the newest checkpoint is damaged.
+        ConfigError: a path is in a job's own copy of the code.
+        DataError: shards are missing, or what is scored is also trained on.
     """
     database = config.mlflow.uri and config.mlflow.uri.removeprefix("sqlite:///")
     cluster.refuse_copies(
@@ -63,42 +67,59 @@ def prepare(config: RunConfig) -> Job:
     val = scored_splits(config, tuple(split.dataset for split in train))
     if not config.data.allow_shared_videos:
         refuse_shared_videos(train, val, "data.allow_shared_videos=true")
-    folder = Path(config.run.dir) / config.run.name
-    newest = checkpoint.latest(folder / "checkpoints")
+    return train, val
+
+
+def prepare(config: RunConfig) -> Job:
+    """Check everything that can be checked before Ray starts, and resolve the run.
+
+    Raises:
+        ConfigError: the run exists with another configuration or other shards, or its folder cannot be written.
+        DataError: as `preflight`; or the newest checkpoint is damaged.
+    """
+    train, val = preflight(config)
+    folder, address = folder_of(config), address_of(config)
+    store = store_of(config, folder)
+    newest = store.latest()
     if newest:
-        checkpoint.verify(newest)
-        refuse_changes(config, folder / "config.yaml", newest)
+        if address:
+            restore(folder, newest)
+        refuse_changes(config, folder / CONFIG, store.address(newest.name))
     classes = class_names(train, config.model.classes)
-    facts = facts_of(plan_of(config, train), train, classes)
+    facts = facts_of(plan_of(config, train), train, classes, config.loss.unlabelled)
     if newest:
-        refuse_other_data(config, facts, newest)
+        refuse_other_data(config, facts, newest, store.address(newest.name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_config(config))
+        with replacing(folder / CONFIG) as file:
+            file.write(dump_config(config).encode())
     except OSError as error:
         raise ConfigError(
             f"run.dir: cannot write {error.filename}: {error.strerror}", "choose another: run.dir=<folder>"
         ) from error
+    if address:
+        storage.upload_file(folder / CONFIG, storage.join(address, CONFIG))
     log = _open_log(config, folder)
     return Job(config, train, val, classes, thing_flags(train, classes), facts, folder, log.uri, log.run_id)
 
 
-def train(config: RunConfig, report: Report = lambda progress: None) -> Outcome:
+def train(config: RunConfig, report: Report = lambda progress: None, beside: int = 1) -> Outcome:
     """Train to `train.steps`, from the newest whole checkpoint where there is one; a finished run returns at once.
 
     Args:
         config: the resolved configuration.
         report: called now and then with the run's progress ({"step", "loss", "frames_per_s"}).
+        beside: trainings that share a machine's CPUs, this one among them.
     """
     cluster.stop_politely()
     job = prepare(config)
     with _alone(job) as attempt:
-        return _train(replace(job, attempt=attempt), report)
+        return _train(replace(job, attempt=attempt, beside=beside), report)
 
 
 def _train(job: Job, report: Report) -> Outcome:
     config, log = job.config, job.open_log(owner=True)
-    if job.committed_step() >= config.train.steps:
+    if job.is_finished():
         logger.info("run %s is already finished at step %d", config.run.name, job.committed_step())
         log.finish()
         return outcome(job)
@@ -110,7 +131,7 @@ def _train(job: Job, report: Report) -> Outcome:
         logger.info("%s", cluster.connect())
         if job.committed_step():
             logger.info("continuing run %s at step %d", config.run.name, job.committed_step())
-        _warn_without_gpu(config)
+        refuse_before_training(config, len(job.class_names), *workers_of(config), logger.warning)
         loader = job.loader()
         log.log_params({**flatten(config), "plan": loader.plan.digest})
         log.log_text(dump_config(config), "config.yaml")
@@ -133,41 +154,30 @@ def _train(job: Job, report: Report) -> Outcome:
 def _alone(job: Job) -> Iterator[str]:
     """Hold the run's lock, and name this attempt: two of the same run would write the same ledger and checkpoints.
 
-    The lock goes when this process does. Workers that outlive it find another attempt's name before they commit.
+    The lock goes when this process does; on S3, where there is none, it is a lease that this process renews. Workers
+    that outlive it find another attempt's name before they commit.
 
     Raises:
         ConfigError: another process trains this run now.
     """
-    with (job.folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"run {job.config.run.name!r} is being trained by another process now ({job.folder})",
-                "wait for it, or give this one another name: run.name=<new name>",
-            ) from error
-        attempt = uuid.uuid4().hex
-        (job.folder / ATTEMPT).write_text(attempt)
+    attempt = uuid.uuid4().hex
+    busy = ConfigError(
+        f"run {job.config.run.name!r} is being trained by another process now ({job.shared})",
+        "wait for it, or give this one another name: run.name=<new name>",
+    )
+    with ExitStack() as stack:
+        stack.enter_context(held(job.folder / LOCK, busy))
+        if address := address_of(job.config):
+            stack.enter_context(leased(address, attempt, busy))
+        storage.write_bytes(storage.join(job.shared, ATTEMPT), attempt.encode())
         yield attempt
-
-
-def _warn_without_gpu(config: RunConfig) -> None:
-    """Say what the defaults are meant for, before somebody waits a day for the first checkpoint."""
-    import ray
-
-    if config.model.backbone != "small" and not ray.cluster_resources().get("GPU"):
-        logger.warning(
-            "no GPU here, and %s at %dx%d is slow without; for a try on a CPU: --config pipelines/configs/toycity.yaml",
-            config.model.backbone,
-            *config.data.crop,
-        )
 
 
 def save_untrained(job: Job, folder: Path) -> Path:
     """Write the network as the run's first step finds it: the baseline that training is compared with."""
     from post_platform.data.stream import local_batch
 
-    workers, gpus = _workers(job.config)
+    workers, gpus = workers_of(job.config)
     norm = job.norm(gpus, local_batch(job.config.train.global_batch, workers))
     save_model(folder, job.new_model(norm), job.class_names, job.thing_flags, projections(job.class_names))
     return folder
@@ -179,27 +189,31 @@ def outcome(job: Job) -> Outcome:
     Raises:
         PostError: the run was stopped before its first validation, and `train.steps` is now below where it stands.
     """
-    newest = checkpoint.latest(job.checkpoints)
-    assert newest is not None
-    file = job.folder / "scores.json"
-    if not file.exists():
+    store = job.store()
+    name = store.newest()
+    assert name is not None
+    newest = store.address(name)
+    if address_of(job.config):  # whose last validation may have been on another machine
+        scores = store.state(name)["scores"]
+    else:
+        file = job.folder / SCORES
+        scores = json.loads(file.read_text()) if file.exists() else None
+    if not scores:
         raise PostError(
             f"run {job.config.run.name!r} has trained {job.committed_step()} steps, not less than train.steps="
             f"{job.config.train.steps}, and was never validated",
             f"score it: python pipelines/evaluate.py --checkpoint {newest} --data {job.config.data.root}",
         )
-    scores = json.loads(file.read_text())
-    return Outcome(job.folder, newest, scores, job.mlflow_uri, job.mlflow_run_id)
+    return Outcome(job.shared, newest, scores, job.mlflow_uri, job.mlflow_run_id)
 
 
 def _open_log(config: RunConfig, folder: Path) -> ExperimentLog:
     """The run's MLflow run: the one that `run.json` names, else a new one."""
-    file = folder / "run.json"
-    run_id = json.loads(file.read_text())["mlflow_run_id"] if file.exists() else None
-    log = ExperimentLog.open(
-        config.mlflow.uri, config.mlflow.experiment, config.run.name, run_id, default_dir=Path(config.run.dir)
-    )
-    file.write_text(json.dumps({"mlflow_uri": log.uri, "mlflow_run_id": log.run_id}))
+    file = storage.join(address_of(config) or folder, RUN)
+    run_id = json.loads(storage.read_bytes(file))["mlflow_run_id"] if storage.exists(file) else None
+    names = config.mlflow.experiment, config.run.name
+    log = ExperimentLog.open(config.mlflow.uri, *names, run_id, default_dir=folder.parent)
+    storage.write_bytes(file, json.dumps({"mlflow_uri": log.uri, "mlflow_run_id": log.run_id}).encode())
     return log
 
 
@@ -219,6 +233,7 @@ def _fit(job: Job, loader: ClipLoader) -> None:
     from post_platform.data.stream import data_config, stream
     from post_platform.training.elastic import ElasticTrainer
     from post_platform.training.loop import train_worker
+    from post_platform.training.relay import beside_driver
 
     class _MistakesEndTheRun(UserCallback):
         """Another try meets the same mistake: only what is no PostError, a lost worker above all, is worth one."""
@@ -229,7 +244,7 @@ def _fit(job: Job, loader: ClipLoader) -> None:
                     if isinstance(cause, PostError):
                         raise cause
 
-    workers, gpus = _workers(job.config)
+    workers, gpus = workers_of(job.config)
     wanted, slim = job.config.train.workers, job.without_frames()
     scaling = ScalingConfig(
         num_workers=(wanted.min, wanted.max) if isinstance(wanted, WorkerRange) else (workers, workers),
@@ -246,13 +261,18 @@ def _fit(job: Job, loader: ClipLoader) -> None:
     trainer = ElasticTrainer(
         slim,
         train_worker,
-        train_loop_config={"job": slim, "loader": stored},
+        train_loop_config={
+            "job": slim,
+            "loader": stored,
+            "relay": beside_driver(job.logs) if address_of(job.config) else None,
+        },
         scaling_config=scaling,
         datasets={"train": batches},
         dataset_config=data_config(slim.config.data.decode_on),
         run_config=RayRunConfig(
             # A reused name would make Ray Train resume by itself; our checkpoints are the only authority on that.
             name=f"{job.config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            # Only of its own notes, which nobody reads: so not on S3, where it would need its own access.
             storage_path=str(job.folder / "ray"),
             failure_config=FailureConfig(max_failures=job.config.train.max_failures),
             callbacks=[_MistakesEndTheRun()],  # type: ignore[list-item]
@@ -294,29 +314,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     for inner in (getattr(error, name, None) for name in names):
         if isinstance(inner, BaseException):
             yield from _causes(inner)
-
-
-def _workers(config: RunConfig) -> tuple[int, bool]:
-    """Number of training workers, and whether each has a GPU: one per GPU, or two on a machine without.
-
-    Raises:
-        ConfigError: Ray has no room for so many beside the data tasks; waiting for it would hang.
-    """
-    from post_platform.training.elastic import data_cpus, room
-
-    most, cpus, gpus = room(config, cluster.worker_cpus())
-    wanted = config.train.workers
-    workers = min(wanted.max, most) if isinstance(wanted, WorkerRange) else wanted or gpus or min(2, most)
-    least = wanted.min if isinstance(wanted, WorkerRange) else 1
-    if not max(1, least) <= workers <= most:
-        fewer = f"ask for fewer: train.workers={most}"
-        more = f"give Ray more CPUs: {data_cpus(config)} beside the workers' are for data"
-        raise ConfigError(
-            f"train.workers: Ray has room for {most} ({cpus:.0f} CPUs, {gpus} GPUs), "
-            f"got {least if isinstance(wanted, WorkerRange) else workers}",
-            fewer if most else more,
-        )
-    return workers, gpus >= workers
 
 
 @contextmanager

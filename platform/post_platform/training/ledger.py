@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from post_platform import storage
 from post_platform.errors import DataError, nearest
+from post_platform.training import checkpoint
 
 if TYPE_CHECKING:
     from post_platform.data.load import Samples
@@ -61,11 +63,18 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in _lines(path)]
 
 
-def find(run: str, folder: Path) -> Path:
+def find(run: str, folder: storage.Location) -> Path:
     """The ledger of a run, given as a file, as the run's folder, or by its name in `folder`.
+
+    On S3 it is that of the run's newest checkpoint, of which there is a copy here then.
 
     Raises: DataError naming what was looked for.
     """
+    if storage.is_remote(run):
+        return checkpoint.fetch_file(run if run.endswith(NAME) else storage.join(checkpoint.resolve(run), NAME))
+    if storage.is_remote(folder) and not Path(run).exists():
+        return find(storage.join(folder, run), folder)
+    folder = Path(folder)
     places = [Path(run), Path(run) / NAME, folder / run / NAME]
     for place in places:
         if place.is_file():

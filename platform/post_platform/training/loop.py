@@ -24,9 +24,8 @@ from post_model.network import Post
 from post_model.weights import load_model
 from post_platform.data.load import ClipLoader, Samples
 from post_platform.data.stream import local_batch, local_batches
-from post_platform.errors import PostError
 from post_platform.training import checkpoint, timelines
-from post_platform.training.evaluate import evaluate_share, joined, mean_score, scores_of, sequences, share_of
+from post_platform.training.evaluate import Left, evaluate_share, joined, mean_score, scores_of, sequences, share_of
 from post_platform.training.job import Job
 from post_platform.training.journal import Journal
 from post_platform.training.ledger import Seen, seen
@@ -41,6 +40,7 @@ from post_platform.training.optimise import (
     explained,
     learning_rate,
 )
+from post_platform.training.relay import RelayHandler
 from post_platform.training.stopping import Request, Requests
 from post_platform.training.vocabulary import label_tables
 
@@ -51,23 +51,28 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Run this rank from the committed step to the last; Ray Train calls it on every worker.
 
     Args:
-        settings: "job": the Job; "loader": a reference to its ClipLoader.
+        settings: "job": the Job; "loader": a reference to its ClipLoader; "relay": to the driver, or None.
     """
     context = ray.train.get_context()
-    write_log(settings["job"].logs / f"rank_{context.get_world_rank()}.log")
+    job, relay = settings["job"].here(), settings["relay"]
+    write_log(job.logs / f"rank_{context.get_world_rank()}.log", relay)
     if ray.train.torch.get_device().type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        # A thread that waits for another one spins: two trainings with all CPUs each would mostly do that.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // (context.get_local_world_size() * job.beside)))
     device = ray.train.torch.get_device()
-    worker = Worker(
-        settings["job"], ray.get(settings["loader"]), context.get_world_rank(), context.get_world_size(), device
-    )
+    worker = Worker(job, ray.get(settings["loader"]), context.get_world_rank(), context.get_world_size(), device, relay)
     worker.run(ray.train.get_dataset_shard("train"))
 
 
-def write_log(file: Path) -> None:
-    """Append this process's own log lines to `file`, where the driver shows them as they come."""
+def write_log(file: Path, relay: Any = None) -> None:
+    """Append this process's own log lines to `file`, where the driver shows them as they come.
+
+    Args:
+        file: in the run's logs.
+        relay: to the driver, where it does not see this machine's files.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file)
+    handler = RelayHandler(relay, file.name) if relay else logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("post_platform")
     own.setLevel(logging.INFO)
@@ -77,7 +82,9 @@ def write_log(file: Path) -> None:
 class Worker:
     """The state of one rank between steps."""
 
-    def __init__(self, job: Job, loader: ClipLoader, rank: int, world_size: int, device: torch.device) -> None:
+    def __init__(
+        self, job: Job, loader: ClipLoader, rank: int, world_size: int, device: torch.device, relay: Any = None
+    ) -> None:
         """Build the network, and continue from the newest whole checkpoint where there is one."""
         self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
         self.config, self.loader = job.config, loader
@@ -86,9 +93,11 @@ class Worker:
         newest = self._newest()
         if newest:
             model, _ = load_model(newest)
-            self.step = checkpoint.read_state(newest)["step"]
+            state = checkpoint.read_state(newest)
+            self.step = state["step"]
+            self.owed = self._is_validated(self.step) and (state["scores"] or {}).get("step") != self.step
         else:
-            model, self.step = job.new_model(self._norm(), quiet=True), 0
+            model, self.step, self.owed = job.new_model(self._norm(), quiet=True), 0, False
         gpu = device.type == "cuda"
         layout = torch.channels_last if gpu else torch.contiguous_format
         self.model: Post = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
@@ -113,8 +122,9 @@ class Worker:
         )
         self.gradient = self._gradient(network, self.learned or fixed)
         self.health = Health()
-        self.journal = Journal(job, self.store, newest) if rank == 0 else None
+        self.journal = Journal(job, self.store, newest, relay) if rank == 0 else None
         self.seen: list[tuple[int, Seen]] = []
+        self.validations = 0
         self.bad = 0  # samples that were replaced since the last commit
         self.requests = Requests(job, rank, self.messages)
 
@@ -138,7 +148,7 @@ class Worker:
             "hard_fraction": loss.hard_fraction, "sigma": loss.center_sigma,
             "small_area": loss.small_area, "small_weight": loss.small_weight,
         }  # fmt: skip
-        tables = label_tables(self.job.train, self.job.class_names).to(self.device)
+        tables = label_tables(self.job.train, self.job.class_names, loss.unlabelled).to(self.device)
         return Gradient(network, tables, settings, weights, self.config.train.accumulate, self._autocast)
 
     def run(self, shard: ray.data.DataIterator) -> None:
@@ -158,6 +168,8 @@ class Worker:
         batches = local_batches(shard, self.loader, steps, self.rank, self.world_size)
         self.gradient.network.train()
         clock = Clock()
+        if self.owed and self._validate_and_commit(committed=True) is Request.STOP:
+            return
         while self.step < config.train.steps:
             with clock.waiting():
                 samples = next(batches)
@@ -166,17 +178,14 @@ class Worker:
                 values = self._train_step(samples)
             self.step += 1
             request = self.requests.answer()
-            last = self.step == config.train.steps
-            if self.step % config.train.log_every == 0 or last:
+            if self.step % config.train.log_every == 0 or self.step == config.train.steps:
                 self._log_step(values, clock)
                 clock = Clock()
-            validates = last or (config.eval.every and self.step % config.eval.every == 0)
+            validates = self._is_validated(self.step)
             if validates:
-                self._validate()
-            if validates or request or self.step % config.train.checkpoint_every == 0:
+                request = max(request, self._validate_and_commit())
+            elif request or self.step % config.train.checkpoint_every == 0:
                 self._commit()
-            if validates and self.journal:
-                self.journal.mixture(self.loader.plan)
             if request is Request.STOP:
                 break
 
@@ -224,7 +233,7 @@ class Worker:
     def _check(self) -> None:
         """Refuse to go on with weights that are of no use; all ranks come to the same end.
 
-        Raises: PostError naming the last good checkpoint: the newest whose weights the next step's loss has confirmed.
+        Raises: Diverged naming the last good checkpoint: the newest whose weights the next step's loss has confirmed.
         """
         try:
             self.health.check(list(self.model.parameters()))
@@ -241,7 +250,7 @@ class Worker:
                 path = self.store.address(good[-1])
                 text = f"; the last good checkpoint is {path} (step {checkpoint.step_of(good[-1])})"
                 hint = f"continue from it with a lower rate: model.init_from={path} {rate} run.name=<new name>"
-            raise PostError(f"run {job.config.run.name!r} failed at {error}{text}", hint) from error
+            raise Diverged(f"run {job.config.run.name!r} failed at {error}{text}", hint) from error
 
     def _log_step(self, values: dict[str, Tensor], clock: Clock) -> None:
         self._check()
@@ -256,8 +265,35 @@ class Worker:
         metrics["time/data_wait"] = clock.waited / clock.seconds
         self.journal.step(self.step, metrics)
 
-    def _validate(self) -> None:
-        """Whole validation sequences, spread over the ranks; rank 0 scores the merged tables."""
+    def _is_validated(self, step: int) -> bool:
+        config = self.config
+        return step == config.train.steps or bool(config.eval.every and step % config.eval.every == 0)
+
+    def _validate_and_commit(self, committed: bool = False) -> Request:
+        """Validate, then commit, unless a request comes meanwhile: then commit, and validate again or, to stop, later.
+
+        A checkpoint that was committed so has no score, and is not among those that may be the best.
+        """
+        while not self._validate():
+            if not committed:
+                self._commit()
+            committed = True
+            self.requests.ask()
+            if self.requests.answer() is Request.STOP:
+                return Request.STOP
+        if not committed:
+            self._commit()
+        elif self.journal:
+            self.journal.publish()
+        if self.journal:
+            self.journal.mixture(self.loader.plan)
+        return Request.NOTHING
+
+    def _validate(self) -> bool:
+        """Whole validation sequences, spread over the ranks; rank 0 scores the merged tables.
+
+        Returns: whether it was done; False on every rank where a request came first.
+        """
         self._check()
         config, started = self.config.eval, time.perf_counter()
         everything = sequences(self.job.val, config.max_frames)
@@ -265,8 +301,18 @@ class Worker:
         if self.journal:
             logger.info("step %d: validating on %d sequences", self.step, len(everything))
         shown = (1, timelines.MOST) if config.overlays else (0, 0)
+        self.validations += 1
+        name, done = f"validation {self.validations}", torch.ones(1, dtype=torch.int64)
         with self.average.applied() if self.average else nullcontext():
-            share = evaluate_share(self.model, self.job.class_names, work, config.tracking, *shown)
+            try:
+                share = evaluate_share(
+                    self.model, self.job.class_names, work, config.tracking, *shown, lambda: self.requests.waits(name)
+                )
+            except Left:
+                done.zero_()
+        dist.all_reduce(done, dist.ReduceOp.MIN, group=self.messages)
+        if not done:
+            return False
         found: list[Any] = [None] * self.world_size
         dist.gather_object(share, found if self.rank == 0 else None, group=self.messages)
         if self.journal:
@@ -275,6 +321,7 @@ class Worker:
             self.journal.validation(self.step, scores, mean_score(scores), time.perf_counter() - started)
             self.journal.pictures(self.step, whole.pictures, config.overlays)
             self.journal.breakdown(self.step, whole.tables, whole.timelines)
+        return True
 
     def _commit(self) -> None:
         """Begin to make everything up to this step permanent: ledger, checkpoint, then the metrics in MLflow.

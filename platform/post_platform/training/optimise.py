@@ -257,7 +257,7 @@ class Average:
 
 
 class Diverged(PostError):
-    """The loss of a run is not finite, or has left its course; what to do next is for who knows the checkpoints."""
+    """The loss of a run is not finite, or has left its course: of all errors the one that a recipe is to blame for."""
 
 
 class Health:

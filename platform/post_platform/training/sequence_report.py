@@ -45,7 +45,7 @@ def sequence_report(table: pa.Table) -> pa.Table:
     for dataset, sequence, rows in _parts(table):
         contract = load_contract(dataset)
         shown = _reduced(contract, rows) if sequence else contract
-        for native_class, metric, value in scalars(score(rows, shown)):
+        for native_class, metric, value in scalars(score(rows, shown, partial=True)):
             for name, entry in zip(SCHEMA.names, (dataset, sequence, native_class, metric, value), strict=True):
                 columns[name].append(entry)
     return pa.table(columns, schema=SCHEMA)

@@ -16,17 +16,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
+from post_platform import storage
 from post_platform.cluster import JOB
+from post_platform.errors import DataError, PostError, StorageError
 from post_platform.training.job import Job
+from post_platform.training.run_files import ATTEMPT, CHECKPOINT, STOP, continued_elsewhere
 
 logger = logging.getLogger(__name__)
 
-STOP, CHECKPOINT = "stop", "checkpoint_now"
-"""Files of the run with which the driver, or Ray Train's controller, asks for it: small, and seen by every worker."""
-
 LOOK_EVERY = 0.2
 """Seconds between two looks of rank 0 for a request."""
+
+LOOK_AT_S3_EVERY = 2.0
+"""Each look is three requests there."""
 
 GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Variable of the job, or of its cluster: seconds from `ray job stop` to SIGKILL."""
@@ -58,13 +62,20 @@ class Requests:
         self.job, self.rank, self.group = job, rank, group
         self.looked, self.stop = 0.0, False
         self.notice: object = None
-        self.asked = _text(job, CHECKPOINT)  # what was asked of the workers before these
+        self.remote = storage.is_remote(job.shared)
+        self.reader: threading.Thread | None = None
+        self.said: dict[str, str] = {}
+        if rank == 0:
+            self._read()
+        self.asked = self.said.get(CHECKPOINT)  # what was asked of the workers before these
         self.vote = torch.zeros(1, dtype=torch.int64)
         self.work: Any = None
+        self.kept, self.polled = Request.NOTHING, 0.0  # a request that this rank has not sent on; the last look for one
+        self.board = _get_default_store()
 
     def ask(self) -> None:
         """Send this rank's request on its way; call before a step."""
-        self.vote = torch.tensor([self._request()])
+        self.vote, self.kept = torch.tensor([max(self.kept, self._request())]), Request.NOTHING
         self.work = dist.all_reduce(self.vote, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
     def answer(self) -> Request:
@@ -77,17 +88,50 @@ class Requests:
             logger.info("%s: writing a checkpoint now", reason)
         return request
 
+    def waits(self, work: str) -> bool:
+        """Whether the ranks should leave long work of unequal lengths for a request, which the next `ask` then sends.
+
+        Asked between two pieces of `work`, which has this name on every rank: what one is told, all find.
+        """
+        if time.monotonic() - self.polled < LOOK_EVERY:
+            return False
+        self.polled = time.monotonic()
+        self.kept = max(self.kept, self._request())
+        if self.kept:
+            self.board.set(work, "left")
+        return bool(self.board.check([work]))
+
     def _request(self) -> Request:
         asked = False
-        if self.rank == 0 and not self.stop and time.monotonic() - self.looked > LOOK_EVERY:
-            self.looked = time.monotonic()
-            self.stop = _text(self.job, STOP) == self.job.attempt
-            before, self.asked = self.asked, _text(self.job, CHECKPOINT)
-            asked = self.asked != before
+        if self.rank == 0 and not self.stop:
+            self._look()
+            if self.said.get(ATTEMPT, self.job.attempt) != self.job.attempt:
+                raise continued_elsewhere(self.job.config)
+            self.stop = self.said.get(STOP) == self.job.attempt
+            before, self.asked = self.asked, self.said.get(CHECKPOINT)
+            asked = before is not None and self.asked != before
         if self.stop:
             return Request.STOP
         known, self.notice = self.notice, self.ray.preemption_context.preemption_info
         return Request.CHECKPOINT if asked or (self.notice and self.notice != known) else Request.NOTHING
+
+    def _look(self) -> None:
+        """Read now and then what the files say; of S3, whose answer may take its time, beside the training."""
+        every = LOOK_AT_S3_EVERY if self.remote else LOOK_EVERY
+        if time.monotonic() - self.looked <= every or (self.reader and self.reader.is_alive()):
+            return
+        self.looked = time.monotonic()
+        if self.remote:
+            self.reader = threading.Thread(target=self._read, name="requests", daemon=True)
+            self.reader.start()
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        """On S3 also who trains the run now: in a folder a lock keeps a second driver away."""
+        for name in (STOP, CHECKPOINT, *([ATTEMPT] if self.remote else [])):
+            with suppress(StorageError):  # the store is away: what it said last
+                self.said[name] = _text(self.job, name)
 
 
 @contextmanager
@@ -112,11 +156,20 @@ def stoppable(job: Job) -> Iterator[None]:
     names = signal.SIGTERM, signal.SIGINT, signal.SIGALRM
     before = {name: signal.getsignal(name) for name in names}
 
+    def tell() -> None:
+        try:
+            _write(job, STOP, job.attempt)
+        except PostError as error:
+            logger.warning("the workers cannot be asked to stop: %s", error)
+
     def ask(signum: int, _: FrameType | None) -> None:
         for name in names:
             signal.signal(name, signal.default_int_handler)
         logger.info("stopping after this step's checkpoint; at once: the same signal again")
-        (job.folder / STOP).write_text(job.attempt)
+        if storage.is_remote(job.shared):  # not here: what the signal has interrupted may hold a lock of its client
+            threading.Thread(target=tell, daemon=True).start()
+        else:
+            tell()
         if grace := seconds_to_stop():
             signal.setitimer(signal.ITIMER_REAL, max(0.5, grace - 1))  # the last second is for MLflow
 
@@ -124,7 +177,7 @@ def stoppable(job: Job) -> Iterator[None]:
         signal.signal(name, ask)
     try:
         yield
-        if signal.getsignal(signal.SIGTERM) is not ask and job.committed_step() < job.config.train.steps:
+        if signal.getsignal(signal.SIGTERM) is not ask and not job.is_finished():
             raise KeyboardInterrupt
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -139,11 +192,21 @@ def seconds_to_stop() -> int | None:
 
 def request_checkpoint(job: Job) -> None:
     """Ask the workers that train now for a checkpoint after the step that they are at."""
-    (job.folder / CHECKPOINT).write_text(uuid.uuid4().hex)
+    _write(job, CHECKPOINT, uuid.uuid4().hex)
+
+
+def _write(job: Job, name: str, text: str) -> None:
+    storage.write_bytes(storage.join(job.shared, name), text.encode())
 
 
 def _text(job: Job, name: str) -> str:
-    """What is asked, in a file opened anew each time: NFS clients may show an old state of one they only stat."""
-    with suppress(OSError):
-        return (job.folder / name).read_text()
-    return ""
+    """What is asked, in a file opened anew each time: NFS clients may show an old state of one they only stat.
+
+    Raises: StorageError: S3 does not answer.
+    """
+    try:
+        return storage.read_bytes(storage.join(job.shared, name)).decode()
+    except StorageError:
+        raise
+    except DataError:
+        return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -31,8 +31,9 @@ def class_names(splits: Sequence[Split], rule: str) -> tuple[str, ...]:
 
     Args:
         splits: the training splits.
-        rule: `observed` = the primary classes of every native class that occurs in `splits`; `coco`, `core`, `all` =
-            the taxonomy's first tier, its first two, or everything.
+        rule: `observed` = the primary classes of every native class that occurs in `splits`, and COCO's where a
+            partly labelled dataset would have none left for its background; `coco`, `core`, `all` = the taxonomy's
+            first tier, its first two, or everything.
     """
     unified = taxonomy()
     if rule == "all":
@@ -42,6 +43,8 @@ def class_names(splits: Sequence[Split], rule: str) -> tuple[str, ...]:
     found = {name for split in splits for entry in _observed(split) for name in entry.unified}
     if not found:
         raise DataError(f"no labelled class occurs in {', '.join(s.dataset for s in splits)}")
+    if any(found <= _taken(load_contract(split.dataset)) for split in splits):
+        found |= set(unified.prefix(LAST_TIER["coco"]))
     return tuple(name for name in unified.names if name in found)
 
 
@@ -51,16 +54,22 @@ def thing_flags(splits: Sequence[Split], names: Sequence[str]) -> tuple[bool, ..
     return tuple(name in things for name in names)
 
 
-def label_tables(splits: Sequence[Split], names: Sequence[str]) -> LabelTables:
+def label_tables(
+    splits: Sequence[Split], names: Sequence[str], unlabelled: Literal["sets", "ignore"] = "sets"
+) -> LabelTables:
     """The tables that the losses index by (dataset, native class); the order of datasets is that of `splits`.
 
-    A class that no dataset of the mixture labels with instances can never be an object here, so a label that allows it
-    still proves that no centre is there.
+    The background of a partly labelled dataset is none of its classes (`sets`) or nothing at all (`ignore`, the
+    baseline). A class that no dataset of the mixture labels with instances can never be an object here, so a label
+    that allows it still proves that no centre is there.
     """
     contracts = [load_contract(split.dataset) for split in splits]
     things = _labelled_things(splits)
+    allowed = np.stack([allowed_sets(contract, names) for contract in contracts])
+    if unlabelled == "ignore":
+        allowed[[contract.background is not None for contract in contracts], 0] = True
     return LabelTables(
-        allowed=torch.from_numpy(np.stack([allowed_sets(contract, names) for contract in contracts])),
+        allowed=torch.from_numpy(allowed),
         thing=torch.from_numpy(np.stack([thing_table(contract) for contract in contracts])),
         negative=torch.from_numpy(np.stack([negative_centers(contract, things) for contract in contracts])),
     )
@@ -91,6 +100,13 @@ def _observed(split: Split) -> list:
     """The native classes that occur in a split, by its manifest."""
     present = set(split.manifest["classes"])
     return [entry for entry in load_contract(split.dataset).classes if str(entry.id) in present]
+
+
+def _taken(contract: Contract) -> set[str]:
+    """The unified classes that the background of a partly labelled dataset cannot be; of any other: none."""
+    if contract.background is None or contract.background.policy != "complement":
+        return set()
+    return {*contract.background.excludes, *(name for entry in contract.classes for name in entry.unified)}
 
 
 def _labelled_things(splits: Sequence[Split]) -> set[str]:

@@ -23,7 +23,7 @@ from post_platform.metrics.results.pair import (
     require_size,
 )
 
-Work = list[tuple[int, bdd100k_mots.Stored, bdd100k_mots.Stored]]  # frame, truth and prediction
+Frames = dict[int, bdd100k_mots.Stored]
 
 
 def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
@@ -31,18 +31,17 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
     require_folder(truth, "truth")
     require_folder(predictions, "predictions")
     true_videos, pred_videos = _videos(truth), _videos(predictions)
-    work: dict[str, Work] = {}
+    work: dict[str, tuple[Frames, Frames]] = {}
     for name in choose(list(true_videos), list(pred_videos), sequences, predictions):
-        true_frames = bdd100k_mots.video_labels(name, true_videos[name])
-        pred_frames = bdd100k_mots.video_labels(name, pred_videos[name])
-        require_frames(list(true_frames), list(pred_frames), pred_videos[name])
-        work[name] = [(frame, label, pred_frames[frame]) for frame, label in true_frames.items()]
-    counts = {name: len(frames) for name, frames in work.items()}
-    return Results(
-        load_contract("bdd100k_mots"),
-        counts,
-        lambda names: (pair for name in names for pair in _pairs(name, work[name])),
-    )
+        true, found = (bdd100k_mots.video_labels(name, videos[name]) for videos in (true_videos, pred_videos))
+        require_frames(true, found, pred_videos[name])
+        work[name] = (true, found)
+    counts = {name: len(true) for name, (true, _) in work.items()}
+
+    def pairs(names: Sequence[str]) -> Iterator[FramePair]:
+        return (pair for name in names for pair in _pairs(name, *work[name], true_videos[name], pred_videos[name]))
+
+    return Results(load_contract("bdd100k_mots"), counts, pairs)
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -70,14 +69,18 @@ def _videos(folder: Path) -> dict[str, Path]:
     return subfolders([folder]) | {path.stem: path for path in files}
 
 
-def _pairs(video: str, work: Work) -> Iterator[FramePair]:
-    for frame, true_label, pred_label in work:
-        where = f"{video}/{frame:06d}"
+def _pairs(video: str, true: Frames, found: Frames, truth: Path, prediction: Path) -> Iterator[FramePair]:
+    for frame, true_label in true.items():
+        pred_label = found[frame]
+        true_where, where = _where(true_label, truth, frame), _where(pred_label, prediction, frame)
         # Run lengths of an empty frame do not tell its size; where both sides are empty, none is scored.
-        true_size = bdd100k_mots.size_of(true_label, f"truth {where}")
-        size = true_size or bdd100k_mots.size_of(pred_label, f"prediction {where}") or (1, 1)
-        truth = bdd100k_mots.decode(true_label, size, f"truth {where}")
-        pred = bdd100k_mots.decode(pred_label, size, f"prediction {where}")
-        require_size(pred.classes, truth.classes, f"prediction {where}")
-        classes = np.where(pred.instances > 0, pred.classes, 0)  # a result that says ignored says nothing
-        yield FramePair(video, frame, truth.classes, truth.instances, classes, pred.instances.astype(np.int32))
+        size = bdd100k_mots.size_of(true_label, true_where) or bdd100k_mots.size_of(pred_label, where) or (1, 1)
+        label, said = bdd100k_mots.decode(true_label, size, true_where), bdd100k_mots.decode(pred_label, size, where)
+        require_size(said.classes.shape, label.classes.shape, where)
+        classes = np.where(said.instances > 0, said.classes, 0)  # a result that says ignored says nothing
+        maps = (label.classes, label.instances, classes, said.instances.astype(np.int32))
+        yield FramePair(video, frame, *maps, where=where)
+
+
+def _where(stored: bdd100k_mots.Stored, source: Path, frame: int) -> str:
+    return str(stored) if isinstance(stored, Path) else f"{source}, frame {frame}"

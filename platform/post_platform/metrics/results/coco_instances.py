@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from post_platform.datasets.files import MAX_PIXELS
-from post_platform.datasets.masks import decode_mask
+from post_platform.datasets.masks import compressed
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID
 from post_platform.metrics.mask_ap import SIZES
@@ -28,6 +28,7 @@ from post_platform.metrics.score import Families
 from post_platform.metrics.track_ap import Track, Video
 from post_platform.metrics.track_ap import report as average_precision
 
+DIGITS = 12  # of an image's name, so that names are in the order of ids, in which equal scores rank
 Rle = dict[str, Any]
 
 
@@ -54,9 +55,10 @@ class Image:
 
 
 def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
-    """Pairs of the images that the truth lists; an image that no result names has no detection.
+    """Pairs of the images that the truth lists, in the order of their ids; one that no result names has no detection.
 
-    Where no two masks of a side overlap, AP is a function of the contingency table; elsewhere of the masks.
+    A sequence is an image, called by its id in twelve digits, as COCO calls its files. Where no two masks of a side
+    overlap, AP is a function of the contingency table; elsewhere of the masks.
 
     Raises: DataError naming file, image and object: an unknown image or class, a score that is none, a broken mask.
     """
@@ -71,8 +73,11 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
         ids = {number: numbers[name] for number, name in _names(content).items()}
         return Results(contract, counts, lambda chosen: (_pair(images[n], *decoded[n], ids) for n in chosen))
 
-    def further() -> Families:
-        videos = [_overlapping(images[name], *decoded[name]) for name in names]
+    def further(progress: Callable[[int], None]) -> Families:
+        videos = []
+        for done, name in enumerate(names):
+            progress(done)
+            videos.append(_overlapping(images[name], *decoded[name]))
         return {"ap": average_precision(videos, _names(content), SIZES)}
 
     return Results(contract, counts, lambda chosen: iter(()), further)
@@ -98,12 +103,13 @@ def _images(file: Path, content: Mapping[str, Any], results: Path, contract: Sav
     categories = set(_names(content))
     try:
         sizes = {int(entry["id"]): (int(entry["height"]), int(entry["width"])) for entry in content["images"]}
-        stems = {int(entry["id"]): Path(str(entry.get("file_name", entry["id"]))).stem for entry in content["images"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: malformed images ({error!r})") from error
-    if len(sizes) < len(content["images"]) or len(set(stems.values())) < len(stems):
-        raise DataError(f"{file}: ids and file names of images must be different")
+    if len(sizes) < len(content["images"]):
+        raise DataError(f"{file}: ids of images must be different")
     for number, (height, width) in sizes.items():
+        if not 0 <= number < 10**DIGITS:
+            raise DataError(f"{file}, image {number}: an id must have 1 to {DIGITS} digits")
         if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
             raise DataError(f"{file}, image {number}: size {height}x{width}, must be 1 to {MAX_PIXELS} pixels")
     true, found = defaultdict[int, list[Mask]](list), defaultdict[int, list[Mask]](list)
@@ -112,7 +118,7 @@ def _images(file: Path, content: Mapping[str, Any], results: Path, contract: Sav
     for image, mask in _masks(results, _detections(results), categories, sizes.keys(), scored=True):
         found[image].append(mask)
     for number, size in sizes.items():
-        yield Image(stems[number], *size, tuple(true[number]), tuple(found[number]))
+        yield Image(f"{number:0{DIGITS}d}", *size, tuple(true[number]), tuple(found[number]))
 
 
 def _detections(file: Path) -> Any:
@@ -128,20 +134,25 @@ def _masks(file: Path, entries: Any, categories: set[int], images: Any, scored: 
     """The objects of a list, with their images. A result without `segmentation` has only a box, which is not scored."""
     if not isinstance(entries, list):
         raise DataError(f"{file}: must be a list of {'results' if scored else 'annotations'}")
+    ids: set[int] = set()
     for place, entry in enumerate(entries):
         where = f"{file}, {'result' if scored else 'annotation'} {place}"
         try:
             image, category = int(entry["image_id"]), int(entry["category_id"])
-            score = float(entry["score"]) if scored else 1.0
+            number, score = (place, float(entry["score"])) if scored else (int(entry["id"]), 1.0)
+            where = f"{file}, {'result' if scored else 'annotation'} {number}, image {image}"
             mask = Mask(where, category, entry["segmentation"], not scored and bool(entry.get("iscrowd", 0)), score)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise DataError(f"{where}: malformed ({error!r})") from error
         if image not in images:
-            raise DataError(f"{where}: image {image} is not in the truth")
+            raise DataError(f"{where}: the truth has no such image")
         if category not in categories:
             raise DataError(f"{where}: category {category} is not in the truth")
         if not math.isfinite(score):
             raise DataError(f"{where}: a score is {score}")
+        if number in ids:
+            raise DataError(f"{where}: the annotation is listed twice")
+        ids.add(number)
         yield image, mask
 
 
@@ -151,9 +162,8 @@ def _rles(image: Image) -> tuple[list[Rle], list[Rle]]:
 
 
 def _rle(mask: Mask, image: Image) -> Rle:
-    pixels = decode_mask(mask.segmentation, image.height, image.width, mask.where)
-    encoded: Rle = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
-    return encoded
+    size = (image.height, image.width)
+    return {"size": list(size), "counts": compressed(mask.segmentation, *size, mask.where).encode()}
 
 
 def _partition(image: Image, true: list[Rle], found: list[Rle]) -> bool:

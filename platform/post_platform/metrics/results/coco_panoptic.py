@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from post_platform.errors import DataError
-from post_platform.labels import VOID, load_contract
+from post_platform.labels import load_contract
 from post_platform.metrics.results import panoptic_json
 from post_platform.metrics.results.pair import ResultFrame, Results
-from post_platform.metrics.saved import SavedClass, SavedContract
+from post_platform.metrics.saved import SavedContract
 
 
 def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
@@ -22,7 +22,11 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
 
     Raises: DataError when an image has no prediction, or JSON and PNG of an image disagree on its segments.
     """
-    contract = _contract(panoptic_json.locate(truth)[0])
+    file = panoptic_json.locate(truth)[0]
+    listed = panoptic_json.listed_classes(file)
+    if listed is None:
+        raise DataError(f"{file}: lists no categories, so it does not say what its segments are")
+    contract = SavedContract(listed, "coco_panoptic")
     categories = {entry.id for entry in contract.classes}
     true, found = _images(truth, categories), _images(predictions, categories)
     return panoptic_json.results(contract, true, panoptic_json.numbered, found, sequences, predictions)
@@ -36,18 +40,6 @@ def write(frames: Iterable[ResultFrame], folder: Path) -> None:
 
 def _name(frame: ResultFrame) -> tuple[int | str, str]:
     return int(frame.sequence) if frame.sequence.isdecimal() else frame.sequence, frame.sequence
-
-
-def _contract(file: Path) -> SavedContract:
-    try:
-        entries = panoptic_json.load(file)["categories"]
-        listed = [SavedClass(int(entry["id"]), str(entry["name"]), bool(entry["isthing"])) for entry in entries]
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: malformed categories ({error!r})") from error
-    ids = [entry.id for entry in listed]
-    if len(set(ids)) < len(ids) or not all(0 <= number < VOID for number in ids):
-        raise DataError(f"{file}: category ids must be different and in 0..{VOID - 1}")
-    return SavedContract(tuple(listed), "coco_panoptic")
 
 
 def _images(path: Path, categories: set[int]) -> panoptic_json.Listed[panoptic_json.Annotation]:

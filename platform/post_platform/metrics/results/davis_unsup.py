@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -47,14 +47,11 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
     work: Work = {}
     for name in choose(list(true_folders), list(pred_folders), sequences, predictions):
         true_files, pred_files = (numbered(folders[name], (".png",)) for folders in (true_folders, pred_folders))
-        require_frames(list(true_files), list(pred_files), pred_folders[name])
+        require_frames(true_files, pred_files, pred_folders[name])
         work[name] = [(frame, path, pred_files[frame]) for frame, path in true_files.items()]
 
-    def further() -> Families:
-        pairs = _pairs(work, list(work))
-        return {
-            "jf": j_and_f(Frame(p.sequence, p.truth_instances, p.truth_classes == VOID, p.pred_tracks) for p in pairs)
-        }
+    def further(progress: Callable[[int], None]) -> Families:
+        return {"jf": j_and_f(_frames(_pairs(work, list(work)), progress))}
 
     counts = {name: len(frames) for name, frames in work.items()}
     return Results(load_contract("davis_unsup"), counts, partial(_pairs, work), further)
@@ -95,7 +92,7 @@ def _palette() -> list[int]:
 
 def _pair(true_path: Path, pred_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     truth, pred = (decode_label_png(path, str(path), "P").astype(np.uint8) for path in (true_path, pred_path))
-    require_size(pred, truth, str(pred_path))
+    require_size(pred.shape, truth.shape, str(pred_path))
     pred = np.where(pred >= VOID_FROM, 0, pred)
     void = truth >= VOID_FROM
     classes = np.where(void, VOID, np.where(truth > 0, OBJECT, 0)).astype(np.uint8)
@@ -103,11 +100,17 @@ def _pair(true_path: Path, pred_path: Path) -> tuple[np.ndarray, np.ndarray, np.
     return classes, instances, np.where(pred > 0, OBJECT, 0).astype(np.uint8), pred.astype(np.int32)
 
 
+def _frames(pairs: Iterator[FramePair], progress: Callable[[int], None]) -> Iterator[Frame]:
+    for done, pair in enumerate(pairs):
+        progress(done)
+        yield Frame(pair.sequence, pair.truth_instances, pair.truth_classes == VOID, pair.pred_tracks)
+
+
 def _pairs(work: Work, names: Sequence[str]) -> Iterator[FramePair]:
     for sequence in names:
         proposals: set[int] = {0}
         for frame, true_path, pred_path in work[sequence]:
-            pair = FramePair(sequence, frame, *_pair(true_path, pred_path))
+            pair = FramePair(sequence, frame, *_pair(true_path, pred_path), where=str(pred_path))
             proposals.update(distinct(pair.pred_tracks).tolist())
             if len(proposals) > 1 + MAX_PROPOSALS:
                 raise DataError(f"{pred_path.parent}: more than {MAX_PROPOSALS} proposals, the protocol's limit")

@@ -14,54 +14,70 @@ from pathlib import Path
 
 import numpy as np
 
-from post_platform.datasets.files import MAX_PIXELS, decode_label_png, is_junk, numbered, read_lines, subfolders
+from post_platform.datasets.files import (
+    MAX_PIXELS,
+    decode_label_png,
+    image_size,
+    is_junk,
+    numbered,
+    read_lines,
+    subfolders,
+)
 from post_platform.datasets.masks import encode_mask, run_lengths
+from post_platform.datasets.motchallenge import read_seqinfo
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, load_contract
 from post_platform.metrics.results.pair import (
     FramePair,
-    Pair,
     ResultFrame,
     Results,
-    RunPair,
     choose,
     require_folder,
-    require_frames,
     require_plain,
-    require_size,
 )
 from post_platform.runs import distinct
 
 IGNORE = 10  # void in the truth; a result that says it says nothing
 IDS_PER_CLASS = 1000
 FURTHER_IDS = 100_000  # of tracks beyond a thousand of one class: no class times 1000 comes near
+BLOCK = 256  # frames whose runs are held at once
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One object of one frame in a text file; `where` names file and line."""
+    """One object of one frame; `where` names file, line, frame and id. In a PNG it has no `rle`."""
 
     where: str
     identity: int
     native_class: int
-    height: int
-    width: int
-    rle: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.height, self.width
+    size: Size
+    rle: str = ""
 
 
-Frames = Mapping[int, Path] | Mapping[int, list[Line]]
+Frames = Mapping[int, Path | list[Line]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The objects of some frames, and the runs that they fill on one line of all pixels, each frame's down its columns.
+
+    `places` of their frames; `bounds` are start, end, start, end, ... of the runs, ascending; `numbers` say for each
+    run whose it is, counted from 1.
+    """
+
+    lines: list[Line]
+    places: np.ndarray
+    bounds: np.ndarray
+    numbers: np.ndarray
 
 
 def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
     """Pairs of text files or PNG folders, mixed as one likes; a text may lie in `<sequence>/gt/gt.txt`.
 
     Where both sides are texts, the frames are those that either of them names: a frame without any object is in
-    neither, and changes no score. Predicted tracks are whatever numbers the result uses, plus 1.
+    neither, and changes no score. Predicted tracks are whatever numbers the result uses, plus 1. A mask without a pixel
+    is an object all the same, as the official tools have it: nothing matches it.
     """
     require_folder(truth, "truth")
     require_folder(predictions, "predictions")
@@ -71,9 +87,9 @@ def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] 
         name: _frames(contract, true_sources[name], pred_sources[name])
         for name in choose(list(true_sources), list(pred_sources), sequences, predictions)
     }
-    counts = {name: len(true.keys() | pred.keys()) for name, (true, pred) in work.items()}
+    counts = {name: len(true.keys() | pred.keys()) for name, (true, pred, _) in work.items()}
 
-    def pairs(names: Sequence[str]) -> Iterator[Pair]:
+    def pairs(names: Sequence[str]) -> Iterator[FramePair]:
         return (pair for name in names for pair in _pairs(contract, name, *work[name]))
 
     return Results(contract, counts, pairs)
@@ -137,19 +153,31 @@ def _sources(folder: Path) -> dict[str, Path]:
     return folders | {path.stem: path for path in sorted(folder.glob("*.txt")) if not is_junk(path.name)}
 
 
-def _frames(contract: Contract, truth: Path, pred: Path) -> tuple[Frames, Frames]:
-    true: Frames = _pngs(truth) if truth.is_dir() else parse(contract, truth, ids_tell_class=True)
-    found: Frames = _pngs(pred) if pred.is_dir() else parse(contract, pred)
-    if truth.is_dir() and pred.is_dir():
-        require_frames(list(true), list(found), pred)
-    elif truth.is_dir():
-        alone = sorted(found.keys() - true.keys())
-        if alone:
-            raise DataError(f"{pred}: frame {alone[0]} has no truth")
-    return true, found
+def _frames(contract: Contract, truth: Path, pred: Path) -> tuple[Frames, Frames, Size | None]:
+    """The frames of both sides, and the size of their images: the truth's, of an empty text the prediction's.
+
+    Raises: DataError naming a frame that is outside the sequence, where PNGs or `seqinfo.ini` tell its frames.
+    """
+    true = _pngs(truth) if truth.is_dir() else parse(contract, truth, ids_tell_class=True)
+    size = _size(true)
+    found = _pngs(pred) if pred.is_dir() else parse(contract, pred, size)
+    missing = sorted(true.keys() - found.keys()) if pred.is_dir() else []
+    if missing:
+        name = pred / f"{missing[0]:06d}.png"
+        raise DataError(f"{name}: missing, the truth has this frame ({len(missing)} such frames)")
+    alone = sorted(found.keys() - true.keys()) if truth.is_dir() else []
+    if alone:
+        raise DataError(f"{_where(found[alone[0]])}: the frame has no truth ({len(alone)} such frames)")
+    sequence = truth.parent.parent  # of MOTS20's gt/gt.txt
+    if truth.name == "gt.txt" and (sequence / "seqinfo.ini").is_file():
+        last = read_seqinfo(contract.dataset, sequence).length
+        for frame, source in [*true.items(), *found.items()]:
+            if not 1 <= frame <= last:
+                raise DataError(f"{_where(source)}: frame {frame} is outside 1..{last}, as seqinfo.ini has it")
+    return true, found, size or _size(found)
 
 
-def _pngs(folder: Path) -> dict[int, Path]:
+def _pngs(folder: Path) -> Frames:
     """Frame -> PNG. A folder without any is one that was not unpacked whole, not a sequence in which nothing is."""
     files = numbered(folder, (".png",))
     if not files:
@@ -157,101 +185,144 @@ def _pngs(folder: Path) -> dict[int, Path]:
     return files
 
 
-def parse(contract: Contract, path: Path, ids_tell_class: bool = False) -> dict[int, list[Line]]:
-    """The lines of a text file by frame; `ids_tell_class`: an id must be class*1000 + number, as in the truth.
+def _size(frames: Frames) -> Size | None:
+    """Height and width of the first frame; None without any."""
+    first = next(iter(frames.values()), None)
+    return image_size(first, str(first)) if isinstance(first, Path) else first[0].size if first else None
 
-    Raises: DataError naming file and line: a line that is no object, or an id that its frame already has.
+
+def _where(source: Path | list[Line]) -> str:
+    return str(source) if isinstance(source, Path) else source[0].where
+
+
+def _require_size(got: tuple[int, ...], size: Size, where: str) -> None:
+    if got != size:
+        raise DataError(f"{where}: size {got[0]}x{got[1]}, its sequence has {size[0]}x{size[1]}")
+
+
+def parse(contract: Contract, path: Path, size: Size | None = None, ids_tell_class: bool = False) -> Frames:
+    """The lines of a text file by frame; all of one size.
+
+    `ids_tell_class`: an id must be class*1000 + number, as in the truth.
+
+    Raises: DataError naming file and line, frame and id: a line that is no object, or an id that its frame already has.
     """
     frames: dict[int, list[Line]] = {}
     names = {entry.id: entry.name for entry in contract.classes} | {IGNORE: "ignore"}
     *known, last = (f"{number} {name}" for number, name in names.items())
     for number, text in read_lines(path, str(path)):
-        where, fields = f"{path}, line {number}", text.split()
+        fields = text.split()
         if len(fields) != 6 or not all(field.isdecimal() and len(field) < 10 for field in fields[:5]):
-            raise DataError(f"{where}: {text[:60]!r} is not 'frame id class height width rle'")
+            raise DataError(f"{path}, line {number}: {text[:60]!r} is not 'frame id class height width rle'")
         frame, identity, native_class, height, width = map(int, fields[:5])
+        where = f"{path}, line {number}, frame {frame}, id {identity}"
         if native_class not in names:
             raise DataError(f"{where}: class {native_class}, must be {', '.join(known)} or {last}")
         if ids_tell_class and identity // IDS_PER_CLASS != native_class:
-            raise DataError(f"{where}: id {identity} and class {native_class} disagree")
+            raise DataError(f"{where}: class {native_class}, which the id contradicts")
         if height * width > MAX_PIXELS:
             raise DataError(f"{where}: size {height}x{width}, more than {MAX_PIXELS} pixels")
+        size = size or (height, width)
+        _require_size((height, width), size, where)
         others = frames.setdefault(frame, [])
         if any(other.identity == identity for other in others):
-            raise DataError(f"{where}: frame {frame} already has an object {identity}")
-        if others and (others[0].height, others[0].width) != (height, width):
-            raise DataError(f"{where}: size {height}x{width}, elsewhere {others[0].height}x{others[0].width}")
-        others.append(Line(where, identity, native_class, height, width, fields[5]))
+            raise DataError(f"{where}: the frame has this id twice")
+        others.append(Line(where, identity, native_class, size, fields[5]))
     return frames
 
 
-def _pairs(contract: Contract, sequence: str, truth: Frames, pred: Frames) -> Iterator[Pair]:
-    true_lines, pred_lines = _texts(truth), _texts(pred)
-    if true_lines is not None and pred_lines is not None:
-        yield from _run_pairs(sequence, true_lines, pred_lines)
-        return
-    for frame in sorted(truth.keys() | pred.keys()):
-        source = pred.get(frame)
-        true_maps, pred_maps = _maps(contract, truth.get(frame)), _maps(contract, source)
-        if true_maps is None:
-            assert pred_maps is not None
-            true_maps = (np.zeros_like(pred_maps[0]), np.zeros_like(pred_maps[1]))
-        if pred_maps is None:
-            pred_maps = (np.zeros_like(true_maps[0]), np.zeros_like(true_maps[1]))
-        require_size(pred_maps[0], true_maps[0], source[0].where if isinstance(source, list) else str(source))
-        yield FramePair(sequence, frame, *_judged(*true_maps), *_said(*pred_maps))
-
-
-def _texts(frames: Frames) -> dict[int, list[Line]] | None:
-    """The lines by frame; None for PNGs."""
-    lines = {frame: source for frame, source in frames.items() if isinstance(source, list)}
-    return lines if len(lines) == len(frames) else None
-
-
-def _run_pairs(sequence: str, truth: dict[int, list[Line]], pred: dict[int, list[Line]]) -> Iterator[RunPair]:
-    """Pairs of two texts. All frames lie on one line of pixels, column by column; only bounds on it are looked at."""
+def _pairs(contract: Contract, sequence: str, truth: Frames, pred: Frames, size: Size | None) -> Iterator[FramePair]:
     frames = sorted(truth.keys() | pred.keys())
-    sides = [[lines.get(frame, []) for frame in frames] for lines in (truth, pred)]
-    for true, found in zip(*sides, strict=True):
-        if true and found:
-            require_size(np.empty(found[0].size, bool), np.empty(true[0].size, bool), found[0].where)
-    ends = np.cumsum([0, *(math.prod((true or found)[0].size) for true, found in zip(*sides, strict=True))])
-    edges, owners, values = [ends], [], []
-    for side, meaning in zip(sides, (_judged, _said), strict=True):
-        lines = [line for listed in side for line in listed]
-        bounds, numbers = _spans(lines, np.repeat(ends[:-1], list(map(len, side))))
-        edges.append(bounds)
-        owners.append(np.append(numbers, 0))
-        values.append(meaning(*_values(lines)))
+    for start in range(0, len(frames), BLOCK):
+        assert size is not None
+        yield from _block(contract, sequence, frames[start : start + BLOCK], (truth, pred), size)
+
+
+def _block(
+    contract: Contract, sequence: str, frames: Sequence[int], sides: tuple[Frames, Frames], size: Size
+) -> Iterator[FramePair]:
+    """Pairs of some frames, which lie on one line of pixels, column by column; only bounds on it are looked at."""
+    ends = np.arange(len(frames) + 1) * math.prod(size)
+    drawn = [_drawn(contract, frames, side, size) for side in sides]
+    edges = [ends, *(side.bounds for side in drawn)]
     positions, origins = np.concatenate(edges), np.repeat(np.arange(3), list(map(len, edges)))
     order = np.argsort(positions, kind="stable")
     positions, origins = positions[order], origins[order]
     lengths = np.diff(positions)
     runs = np.flatnonzero(lengths)  # of bounds in one place, only the last has a run behind it
-    columns = [lengths[runs]]
-    for side_number, (numbers, of_line) in enumerate(zip(owners, values, strict=True), start=1):
+    owner = []
+    for side_number, side in enumerate(drawn, start=1):
         passed = np.cumsum(origins == side_number)[runs]  # bounds of this side up to the run: odd inside a mask
-        owner = np.where(passed & 1, numbers[passed >> 1], 0)
-        columns += [value[owner] for value in of_line]
-    cuts = np.searchsorted(positions[runs], ends)
-    for frame, first, last in zip(frames, cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        length, true_class, instance, pred_class, track = (column[first:last] for column in columns)
-        yield RunPair(sequence, frame, length, true_class, instance, pred_class, track)
+        owner.append(np.where(passed & 1, np.append(side.numbers, 0)[passed >> 1], 0))
+    place, lengths = np.searchsorted(ends, positions[runs], side="right") - 1, lengths[runs]
+    for side_number, side in enumerate(drawn):
+        unseen = np.flatnonzero(np.bincount(side.numbers, minlength=len(side.lines) + 1)[1:] == 0)
+        if unseen.size:  # masks without a pixel: runs of length 0
+            at = np.searchsorted(place, side.places[unseen])
+            place, lengths = np.insert(place, at, side.places[unseen]), np.insert(lengths, at, 0)
+            owner = [np.insert(numbers, at, (unseen + 1) * (n == side_number)) for n, numbers in enumerate(owner)]
+    values = [meaning(*_values(side.lines)) for side, meaning in zip(drawn, (_judged, _said), strict=True)]
+    columns = [value[numbers] for numbers, of_line in zip(owner, values, strict=True) for value in of_line]
+    cuts = np.searchsorted(place, np.arange(len(frames) + 1)).tolist()
+    for frame, first, last in zip(frames, cuts[:-1], cuts[1:], strict=True):
+        true_class, instance, pred_class, track = (column[first:last] for column in columns)
+        where = _where(sides[1].get(frame) or sides[0][frame])
+        runs = lengths[first:last]
+        yield FramePair(sequence, frame, true_class, instance, pred_class, track, lengths=runs, where=where)
+
+
+def _drawn(contract: Contract, frames: Sequence[int], side: Frames, size: Size) -> Drawn:
+    """The objects of some frames, whose pixels lie on one line, and the runs that they fill."""
+    sources, pixels = [side.get(frame, []) for frame in frames], math.prod(size)
+    texts = [source for source in sources if isinstance(source, list)]
+    if len(texts) == len(sources):
+        lines, places = _flat(texts)
+        return Drawn(lines, places, *_spans(lines, places * pixels))
+    pngs = [_png(contract, source, size) for source in sources if isinstance(source, Path)]
+    lines, places = _flat([png.lines for png in pngs])
+    bounds = [png.bounds + place * pixels for place, png in enumerate(pngs)]
+    before = np.cumsum([0, *(len(png.lines) for png in pngs)]).tolist()
+    numbers = [png.numbers + count for count, png in zip(before, pngs, strict=False)]
+    return Drawn(lines, places, np.concatenate(bounds), np.concatenate(numbers))
+
+
+def _flat(listed: Sequence[list[Line]]) -> tuple[list[Line], np.ndarray]:
+    """The lines of all frames, and for each the place of its frame."""
+    places = np.repeat(np.arange(len(listed)), list(map(len, listed)))
+    return [line for lines in listed for line in lines], places
+
+
+def _png(contract: Contract, path: Path, size: Size) -> Drawn:
+    """The objects of a PNG, ascending in their ids."""
+    image = decode_label_png(path, str(path), "I;16")
+    _require_size(image.shape, size, str(path))
+    column = image.T.reshape(-1).astype(np.int32)
+    starts = np.append(0, np.flatnonzero(column[1:] != column[:-1]) + 1)
+    values, stops = column[starts], np.append(starts[1:], column.size)
+    starts, stops, values = starts[values > 0], stops[values > 0], values[values > 0]
+    known = [entry.id for entry in contract.classes]
+    wrong = values[~np.isin(values // IDS_PER_CLASS, [*known, IGNORE])]
+    if wrong.size:
+        first, last = min(known) * IDS_PER_CLASS, max(known) * IDS_PER_CLASS + IDS_PER_CLASS - 1
+        raise DataError(f"{path}: value {wrong[0]}, must be 0, {first}..{last} or 10000")
+    ids = distinct(values)
+    lines = [Line(str(path), number, number // IDS_PER_CLASS, size) for number in ids.tolist()]
+    bounds, numbers = np.stack([starts, stops], axis=1).reshape(-1), np.searchsorted(ids, values) + 1
+    return Drawn(lines, np.zeros(len(lines), np.intp), bounds, numbers)
 
 
 def _spans(lines: Sequence[Line], offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start, end, start, end, ... of the masks' runs in ascending order, and for each run its line's number from 1.
+    """Bounds and numbers of the masks in a text, as `Drawn` has them.
 
     `offsets`: where on the line of pixels each mask's image begins.
 
     Raises: DataError for two masks that share a pixel.
     """
-    texts, heights, widths, where = (
-        [getattr(line, name) for line in lines] for name in ("rle", "height", "width", "where")
-    )
-    runs, edges = run_lengths(texts, heights, widths, where)
+    texts, where = ([getattr(line, name) for line in lines] for name in ("rle", "where"))
+    heights, widths = np.array([line.size for line in lines], np.int64).reshape(-1, 2).T
+    runs, edges = run_lengths(texts, heights.tolist(), widths.tolist(), where)
     numbers = np.repeat(np.arange(1, len(lines) + 1), np.diff(edges))
-    sizes = np.multiply(heights, widths)
+    sizes = heights * widths
     stops = np.cumsum(runs)[1::2] + (offsets + sizes - np.cumsum(sizes))[numbers - 1]
     inside = runs[:, 1] > 0
     stops, numbers, lengths = stops[inside], numbers[inside], runs[inside, 1]
@@ -260,7 +331,7 @@ def _spans(lines: Sequence[Line], offsets: np.ndarray) -> tuple[np.ndarray, np.n
     starts = stops - lengths[order]
     for place in np.flatnonzero(starts[1:] < stops[:-1])[:1]:
         other, line = (lines[number - 1] for number in sorted(numbers[place : place + 2]))
-        raise DataError(f"{line.where}: the mask of object {line.identity} overlaps object {other.identity}")
+        raise DataError(f"{line.where}: the mask overlaps that of id {other.identity}")
     return np.stack([starts, stops], axis=1).reshape(-1), numbers
 
 
@@ -280,24 +351,3 @@ def _said(classes: np.ndarray, identities: np.ndarray) -> tuple[np.ndarray, np.n
     """A result in the shared convention: what it would have ignored, it does not say."""
     said = classes != IGNORE
     return np.where(said, classes, 0).astype(np.uint8), np.where(said, identities, 0)
-
-
-def _maps(contract: Contract, source: Path | list[Line] | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Native classes and native ids + 1 of one frame, 0 = background; None for a text without this frame."""
-    if isinstance(source, Path):
-        known = [entry.id for entry in contract.classes]
-        values = decode_label_png(source, str(source), "I;16").astype(np.int32)
-        classes = values // IDS_PER_CLASS
-        wrong = values[~np.isin(classes, (0, *known, IGNORE)) | ((classes == 0) & (values > 0))]
-        if wrong.size:
-            first, last = min(known) * IDS_PER_CLASS, max(known) * IDS_PER_CLASS + IDS_PER_CLASS - 1
-            raise DataError(f"{source}: value {wrong[0]}, must be 0, {first}..{last} or 10000")
-        return classes, values + (values > 0)
-    if source is None:
-        return None
-    height, width = source[0].size
-    bounds, numbers = _spans(source, np.zeros(len(source), np.int64))
-    owners = np.append(np.stack([np.zeros_like(numbers), numbers], axis=1), 0)  # of what lies before each bound
-    owner = np.repeat(owners, np.diff(bounds, prepend=0, append=height * width)).reshape(width, height).T
-    classes, identities = _values(source)
-    return classes[owner], identities[owner]

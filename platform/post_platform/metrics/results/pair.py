@@ -6,38 +6,28 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from post_platform.errors import DataError, nearest
 from post_platform.metrics.contingency import frame_table, run_table
-from post_platform.metrics.score import Families, ScoredContract
+
+if TYPE_CHECKING:
+    from post_platform.metrics.score import Families, ScoredContract
 
 logger = logging.getLogger(__name__)
 
 
-class Pair(Protocol):
-    """A frame's truth and prediction, in whatever form they are counted fastest."""
-
-    @property
-    def sequence(self) -> str:
-        """Its sequence."""
-
-    @property
-    def frame(self) -> int:
-        """Its number in the sequence."""
-
-    def table(self, dataset: str) -> pa.Table:
-        """Its contingency table."""
-
-
 @dataclass(frozen=True)
 class FramePair:
-    """The four label maps of one frame, in the convention of `contingency.frame_table`; scores by (class, track).
+    """A frame's truth and prediction in the convention of `contingency.frame_table`; scores by (class, track).
 
-    Shape: (H, W) each.
+    Label maps, or with `lengths` runs of pixels that have the same four values; see `contingency.run_table`. `where`
+    names the file and the place in it that the frame comes from, where the sequence does not.
+
+    Shape: (H, W) each, or (runs,) each.
     """
 
     sequence: str
@@ -47,53 +37,42 @@ class FramePair:
     pred_classes: np.ndarray
     pred_tracks: np.ndarray
     pred_scores: Mapping[tuple[int, int], float] | None = None
+    lengths: np.ndarray | None = None
+    where: str = ""
 
     def table(self, dataset: str) -> pa.Table:
         """Its contingency table."""
-        return frame_table(dataset, **vars(self))
-
-
-@dataclass(frozen=True)
-class RunPair:
-    """One frame as runs of pixels that have the same truth and the same prediction; see `contingency.run_table`.
-
-    Shape: (runs,) each; scores by (class, track).
-    """
-
-    sequence: str
-    frame: int
-    lengths: np.ndarray
-    truth_classes: np.ndarray
-    truth_instances: np.ndarray
-    pred_classes: np.ndarray
-    pred_tracks: np.ndarray
-    pred_scores: Mapping[tuple[int, int], float] | None = None
-
-    def table(self, dataset: str) -> pa.Table:
-        """Its contingency table."""
-        return run_table(dataset, **vars(self))
+        maps = (self.truth_classes, self.truth_instances, self.pred_classes, self.pred_tracks)
+        if self.lengths is None:
+            return frame_table(dataset, self.sequence, self.frame, *maps, self.pred_scores)
+        return run_table(dataset, self.sequence, self.frame, self.lengths, *maps, self.pred_scores)
 
 
 @dataclass(frozen=True)
 class Results:
     """What is to be scored: how many frames each sequence has, and `read`, which decodes those of some, one by one.
 
-    `further` computes the official scores that no contingency table gives, as further families: those of overlapping
-    masks, of borders. `read` may be called for each sequence in a process of its own.
+    `from_pixels` computes the official scores that no contingency table gives, as further families: those of
+    overlapping masks, of borders; it is told whom to tell the frames done. `read` may be called for each sequence in a
+    process of its own.
     """
 
     contract: ScoredContract
     counts: Mapping[str, int]
-    read: Callable[[Sequence[str]], Iterator[Pair]]
-    further: Callable[[], Families] | None = None
+    read: Callable[[Sequence[str]], Iterator[FramePair]]
+    from_pixels: Callable[[Callable[[int], None]], Families] | None = None
 
     @property
     def count(self) -> int:
         """Frames of all sequences."""
         return sum(self.counts.values())
 
+    def further(self, progress: Callable[[int], None] = lambda done: None) -> Families:
+        """The scores that no contingency table gives; `progress` is told the number of frames done."""
+        return self.from_pixels(progress) if self.from_pixels else {}
+
     @property
-    def frames(self) -> Iterator[Pair]:
+    def frames(self) -> Iterator[FramePair]:
         """All frames, sequence by sequence."""
         return self.read(list(self.counts))
 
@@ -140,29 +119,36 @@ def choose(
                 hint="score fewer with `--sequences NAME ...`; an empty result file says that nothing was found",
             )
     if not chosen:
-        raise DataError("the truth has no sequence")
+        raise DataError(
+            "--truth: there is no sequence in it",
+            hint="give the folder that docs/scores.md names for this dataset: it holds a folder or a file per sequence",
+        )
     unused = sorted(set(predicted) - set(chosen))
     if unused:
         logger.warning("%d results are not scored: %s", len(unused), ", ".join(unused[:5]))
     return chosen
 
 
-def require_frames(truth: Sequence[int], predicted: Sequence[int], folder: Path) -> None:
-    """Check that every true frame has a result, and every result a true frame.
+def require_frames(truth: Mapping[int, object], predicted: Mapping[int, object], source: Path) -> None:
+    """Check that every true frame has a result in `source`, a folder or a file, and every result a true frame.
 
-    Raises: DataError naming the first file that is missing or too many.
+    Raises: DataError naming the first file or frame that is missing or too many.
     """
-    directions = ((truth, predicted, "missing, the truth has it"), (predicted, truth, "has no truth"))
+    directions = ((truth, predicted, "missing, the truth has this frame"), (predicted, truth, "the frame has no truth"))
     for frames, others, problem in directions:
-        alone = sorted(set(frames) - set(others))
+        alone = sorted(frames.keys() - others.keys())
         if alone:
-            raise DataError(f"{folder / f'{alone[0]:06d}.png'}: {problem} ({len(alone)} such frames)")
+            named = frames[alone[0]]
+            where = (
+                source / named.name if source.is_dir() and isinstance(named, Path) else f"{source}, frame {alone[0]}"
+            )
+            raise DataError(f"{where}: {problem} ({len(alone)} such frames)")
 
 
-def require_size(pred: np.ndarray, truth: np.ndarray, where: str) -> None:
-    """Raises: DataError when a prediction has not the size of its truth."""
-    if pred.shape[:2] != truth.shape[:2]:
-        got, expected = ("x".join(map(str, array.shape[:2])) for array in (pred, truth))
+def require_size(pred: tuple[int, ...], truth: tuple[int, ...], where: str) -> None:
+    """Raises: DataError when a prediction has not the size, (height, width, ...), of its truth."""
+    if pred[:2] != truth[:2]:
+        got, expected = ("x".join(map(str, size[:2])) for size in (pred, truth))
         raise DataError(f"{where}: the prediction is {got}, the truth is {expected}")
 
 

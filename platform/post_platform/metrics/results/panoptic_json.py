@@ -21,7 +21,15 @@ from post_platform.datasets.frame import Label
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, legal_classes, thing_table
 from post_platform.metrics.contingency import OVERLOOKED_CROWD
-from post_platform.metrics.results.pair import FramePair, ResultFrame, Results, choose, require_size
+from post_platform.metrics.results.pair import (
+    FramePair,
+    ResultFrame,
+    Results,
+    choose,
+    require_plain,
+    require_size,
+)
+from post_platform.metrics.saved import SavedClass, SavedContract
 from post_platform.metrics.score import ScoredContract
 from post_platform.runs import distinct
 
@@ -42,21 +50,30 @@ class Annotation:
 
 
 def locate(path: Path) -> tuple[Path, Path]:
-    """JSON and folder of PNGs, of one name, which either of them stands for, or the folder that holds just the two.
+    """JSON and folder of PNGs. `path` is either of them, of one name, or a folder that holds one JSON and the PNGs.
 
-    The PNGs of a JSON in `annotations` may also lie beside that folder, as the tools that train on COCO want it, or in
-    a zip beside the JSON, as COCO is downloaded.
+    The PNGs of a JSON lie in the folder of its name; or, if it is in `annotations`, beside that folder, as the tools
+    that train on COCO want it; or in a zip beside the JSON, as COCO is downloaded; or right beside the JSON.
     """
-    if path.suffix == ".json":
-        beside, above, zipped = path.with_suffix(""), path.parent.parent / path.stem, path.with_suffix(".zip")
-        places = [place for place in (beside, above) if place.is_dir()] + [zipped] * zipped.is_file()
-        return path, places[0] if places else beside
     beside = path.with_name(f"{path.name}.json")
-    if path.is_dir() and not beside.is_file():
-        inside = [file for file in sorted(path.glob("*.json")) if file.with_suffix("").is_dir()]
-        if len(inside) == 1:
-            return inside[0], inside[0].with_suffix("")
-    return beside, path
+    if path.suffix != ".json" and path.is_dir() and not beside.is_file():
+        inside = [file for file in sorted(path.glob("*.json")) if not is_junk(file.name)]
+        inside = [file for file in inside if file.with_suffix("").is_dir()] or inside
+        path = inside[0] if len(inside) == 1 else path
+    if path.suffix != ".json":
+        return beside, path
+    own, above, zipped = path.with_suffix(""), path.parent.parent / path.stem, path.with_suffix(".zip")
+    places = [place for place in (own, above) if place.is_dir()] + [zipped] * zipped.is_file()
+    places += [path.parent] * any(path.parent.glob("*.png"))
+    return path, places[0] if places else own
+
+
+def submission(path: Path) -> Path | None:
+    """The folder of `pred.json` and `pan_pred` that is meant by itself or by its JSON; None for any other JSON."""
+    file, pngs = locate(path)
+    if file.name == "pred.json":
+        return file.parent if (file.parent / "pan_pred").is_dir() or not pngs.is_dir() else None
+    return None if path.suffix == ".json" or file.is_file() else path
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -72,6 +89,38 @@ def load(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{file}: is not a JSON object")
     return content
+
+
+def listed_classes(file: Path) -> tuple[SavedClass, ...] | None:
+    """The categories in a truth's JSON; None where it lists none.
+
+    Raises: DataError when they are malformed, or two have one id.
+    """
+    entries = load(file).get("categories")
+    if not entries:
+        return None
+    try:
+        listed = [SavedClass(int(entry["id"]), str(entry["name"]), bool(entry["isthing"])) for entry in entries]
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: malformed categories ({error!r})") from error
+    ids = [entry.id for entry in listed]
+    if len(set(ids)) < len(ids) or not all(0 <= number < VOID for number in ids):
+        raise DataError(f"{file}: category ids must be different and in 0..{VOID - 1}")
+    return tuple(listed)
+
+
+def contract_of(contract: Contract, file: Path) -> ScoredContract:
+    """The dataset's contract, unless the truth's JSON lists other classes, which are then scored as official tools do.
+
+    Names are the contract's where ids and thing flags agree.
+    """
+    listed = listed_classes(file)
+    known = {entry.id: entry.has_instances for entry in contract.classes}
+    if listed is None or {entry.id: entry.has_instances for entry in listed} == known:
+        return contract
+    return SavedContract(
+        listed, contract.dataset, None, contract.persistent, contract.video, headline=contract.headline
+    )
 
 
 def read_annotations(
@@ -94,8 +143,10 @@ def read_annotations(
                 raise DataError(f"{file}: image {image} is annotated twice")
             require_plain(name, f"{file}, image {image}")
             ids = [segment for segment, _, _ in segments]
-            if len(set(ids)) < len(ids) or not all(0 < segment < 1 << 24 for segment in ids):
-                raise DataError(f"{file}, image {image}: segment ids must be different and in 1..16777215")
+            for segment in ids:
+                if not 0 < segment < 1 << 24 or ids.count(segment) > 1:
+                    problem = "is listed twice" if ids.count(segment) > 1 else "must be in 1..16777215"
+                    raise DataError(f"{file}, image {image}: segment {segment} {problem}")
             for segment, category, _ in segments:
                 if category not in categories:
                     known = f"known are {min(categories)}..{max(categories)}"
@@ -180,8 +231,9 @@ def _pairs(
         for frame, true in sorted(truth[name].items(), key=lambda item: item[0]):
             classes, instances = true_maps(true)
             pred_classes, pred_tracks = pred_maps(found[name][frame])
-            require_size(pred_classes, classes, str(found[name][frame].png))
-            yield FramePair(name, frame, classes, instances, pred_classes, pred_tracks)
+            where = str(found[name][frame].png)
+            require_size(pred_classes.shape, classes.shape, where)
+            yield FramePair(name, frame, classes, instances, pred_classes, pred_tracks, where=where)
 
 
 def labels(decode: Callable[[T], Label]) -> Decoder[T]:
@@ -286,9 +338,3 @@ def save(file: Path, entries: list[dict[str, Any]]) -> None:
     """Write the JSON of results."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"annotations": entries}))
-
-
-def require_plain(name: str, where: str) -> None:
-    """Raises: DataError naming `where` when a name has folders in it."""
-    if Path(name).name != name or name == "..":
-        raise DataError(f"{where}: {name!r} is not a plain file name")

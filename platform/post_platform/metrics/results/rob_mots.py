@@ -1,24 +1,35 @@
 """RobMOTS results: `data/<benchmark>/<sequence>.txt`, seven columns as the truth, with a confidence.
 
-In an ignore region of the truth nothing counts of the classes that it spares. Nor do spurious objects of a class that
-seqmap.txt ignores in their sequence. Benchmarks whose truth is boxes (TAO, Waymo) are not scored.
+Which predictions count is TrackEval's rule. A prediction that is matched by no true object of its class with an IoU of
+0.5 or more does not count when it is small (its longer side at most an eighth of the image's shorter one), when more
+than half of it lies in ignore regions of its class or of every class, and when seqmap.txt ignores its class in the
+sequence. For the scores without classes all objects and regions are of one class, and what is predicted of a class that
+the benchmark does not have counts only when it is matched.
+
+Benchmarks whose truth is boxes (TAO, Waymo) are not scored. An object without a pixel does not exist.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from scipy.optimize import linear_sum_assignment
 
 from post_platform.datasets import rob_mots
 from post_platform.datasets.files import is_junk, read_lines, subfolders
 from post_platform.datasets.masks import decode_mask, encode_mask
 from post_platform.errors import DataError
-from post_platform.labels import UNIDENTIFIED, judged, load_contract
+from post_platform.labels import UNIDENTIFIED, load_contract
+from post_platform.metrics import hota
+from post_platform.metrics.contingency import merge
 from post_platform.metrics.results.pair import (
     FramePair,
     ResultFrame,
@@ -26,24 +37,58 @@ from post_platform.metrics.results.pair import (
     choose,
     require_folder,
     require_plain,
-    require_size,
 )
+from post_platform.metrics.rob_mots import report
+from post_platform.metrics.score import Families
+from post_platform.metrics.segments import rows_of
+from post_platform.metrics.similarity import EPSILON
 from post_platform.runs import distinct
 
+logger = logging.getLogger(__name__)
 CONTRACT = load_contract("rob_mots")
 ALL_CLASSES = frozenset(entry.id for entry in CONTRACT.classes)
+OF_BOXES = ("tao", "waymo")
+Report = dict[str, Any]
+ANY = 1  # the one class of scores without classes
+NO_CLASSES = (np.arange(256) > 0) * ANY
 
 
 @dataclass(frozen=True)
 class Line:
-    """One mask of one frame; `where` names file and line."""
+    """One mask of one frame; `where` names file, line, frame and track."""
 
     where: str
     track: int
     category: int
-    height: int
-    width: int
     rle: str
+
+
+@dataclass(frozen=True)
+class Video:
+    """A sequence: what seqmap.txt and clsmap.txt say of it, and the file of its truth."""
+
+    name: str
+    benchmark: str
+    listed: rob_mots.Listed
+    classes: frozenset[int]
+    truth: Path
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The objects of one side of a frame, numbered from 1 in the order of their file.
+
+    By number, which begins with that of no object, 0: their classes, their tracks and their longer sides. `regions`
+    are the pixels to ignore, by code.
+
+    Shape: places (H, W), the others (objects + 1,).
+    """
+
+    places: np.ndarray
+    categories: np.ndarray
+    tracks: np.ndarray
+    sides: np.ndarray
+    regions: dict[int, np.ndarray]
 
 
 def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Results:
@@ -51,29 +96,44 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
 
     A sequence is called `<benchmark>-<sequence>`. Every frame of its seqmap is scored.
 
-    Raises: DataError naming file and line, or the sequence that has no result or a truth of boxes.
+    Raises: DataError naming file and line, or the sequence that has no result.
     """
     require_folder(truth, "truth")
     require_folder(predictions, "predictions")
     found = predictions / "data" if (predictions / "data").is_dir() else predictions
-    true_files: dict[str, tuple[Path, rob_mots.Listed, frozenset[int]]] = {}
-    for benchmark, folder in subfolders([truth]).items():
-        classes = rob_mots.read_clsmap("truth", benchmark, folder)
-        for name, listed in rob_mots.read_seqmap("truth", benchmark, folder).items():
-            true_files[f"{benchmark}-{name}"] = (folder / "data" / f"{name}.txt", listed, classes)
     pred_files = {
         f"{benchmark}-{path.stem}": path
         for benchmark, folder in subfolders([found]).items()
         for path in sorted(folder.glob("*.txt"))
         if not is_junk(path.name)
     }
-    chosen = choose(list(true_files), list(pred_files), sequences, predictions)
-    counts = {name: true_files[name][1].length for name in chosen}
+    videos: dict[str, Video] = {}
+    for benchmark, folder in subfolders([truth]).items():
+        if benchmark in OF_BOXES:
+            logger.warning("benchmark %s is not scored: its truth is boxes", benchmark)
+            continue
+        classes = rob_mots.read_clsmap("truth", benchmark, folder)
+        for name, listed in rob_mots.read_seqmap("truth", benchmark, folder).items():
+            path = folder / "data" / f"{name}.txt"
+            videos[f"{benchmark}-{name}"] = Video(f"{benchmark}-{name}", benchmark, listed, classes, path)
+    chosen = choose(list(videos), list(pred_files), sequences, predictions)
 
     def pairs(names: Sequence[str]) -> Iterator[FramePair]:
-        return (pair for name in names for pair in _pairs(name, *true_files[name], pred_files[name]))
+        return (by_class for name in names for by_class, _ in _pairs(videos[name], pred_files[name]))
 
-    return Results(CONTRACT, counts, pairs)
+    def final(progress: Callable[[int], None]) -> Families:
+        tables: dict[str, tuple[list[pa.Table], list[pa.Table]]] = defaultdict(lambda: ([], []))
+        done = 0
+        for name in chosen:
+            progress(done)
+            frames = [[pair.table("rob_mots") for pair in both] for both in _pairs(videos[name], pred_files[name])]
+            for merged, listed in zip(tables[videos[name].benchmark], zip(*frames, strict=True), strict=True):
+                merged.append(merge(listed))
+            done += len(frames)
+        classes = {videos[name].benchmark: videos[name].classes for name in chosen}
+        return {"rob_mots": report({name: _hota(classes[name], *merged) for name, merged in tables.items()})}
+
+    return Results(CONTRACT, {name: videos[name].listed.length for name in chosen}, pairs, final)
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
@@ -107,7 +167,15 @@ def _lines(frame: ResultFrame) -> Iterator[str]:
             yield " ".join(map(str, [*fields, height, width, encode_mask(codes == code)])) + "\n"
 
 
-def _read(path: Path, classes: frozenset[int], length: int) -> dict[int, list[Line]]:
+def _hota(
+    classes: frozenset[int], by_class: Sequence[pa.Table], of_all: Sequence[pa.Table]
+) -> tuple[list[Report], Report]:
+    """HOTA of a benchmark: of each class, and without classes."""
+    rows = rows_of(merge(by_class))
+    return [hota.report(rows, number) for number in sorted(classes)], hota.report(merge(of_all), ANY)
+
+
+def _read(path: Path, classes: frozenset[int], listed: rob_mots.Listed) -> dict[int, list[Line]]:
     """The lines of each frame."""
     if not path.is_file():
         raise DataError(f"{path}: not found; an empty file says that nothing is there")
@@ -115,58 +183,94 @@ def _read(path: Path, classes: frozenset[int], length: int) -> dict[int, list[Li
     for number, text in read_lines(path, str(path)):
         where = f"{path}, line {number}"
         frame, track, category, height, width, outline = rob_mots.parse_line(text, where, classes)
-        if not 0 <= frame < length:
-            raise DataError(f"{where}: frame {frame} is not one of the {length} of the truth's seqmap.txt")
+        where = f"{where}, frame {frame}, track {track}"
+        if not 0 <= frame < listed.length:
+            raise DataError(f"{where}: the truth's seqmap.txt has frames 0..{listed.length - 1}")
         if isinstance(outline, tuple):
             raise DataError(f"{where}: a box; truth and results of boxes are not scored, masks are")
+        if (height, width) != listed.size:
+            expected = "x".join(map(str, listed.size))
+            raise DataError(f"{where}: size {height}x{width}, the truth's seqmap.txt has {expected}")
         if any(line.track == track for line in frames[frame] if line.category < rob_mots.IGNORE_FROM):
-            raise DataError(f"{where}: frame {frame} already has a track {track}")
-        frames[frame].append(Line(where, track, category, height, width, outline))
+            raise DataError(f"{where}: the frame has this track twice")
+        frames[frame].append(Line(where, track, category, outline))
     return frames
 
 
-def _pairs(name: str, truth: Path, listed: rob_mots.Listed, classes: frozenset[int], pred: Path) -> Iterator[FramePair]:
-    true_lines, pred_lines = _read(truth, classes, listed.length), _read(pred, ALL_CLASSES, listed.length)
-    tracks = [{line.track for lines in found.values() for line in lines} for found in (true_lines, pred_lines)]
-    true_numbers, pred_numbers = ({track: n for n, track in enumerate(sorted(found), 1)} for found in tracks)
-    for frame in range(listed.length):
-        both = [*true_lines.get(frame, []), *pred_lines.get(frame, [])]
-        size = (both[0].height, both[0].width) if both else (1, 1)
-        shown = _paint(true_lines.get(frame, []), true_numbers, size)
-        found = _paint([line for line in pred_lines.get(frame, []) if line.category in classes], pred_numbers, size)
-        _forgive(listed.ignored, shown, found)
-        true_classes = judged(CONTRACT, shown[0], found[0])
-        yield FramePair(name, frame, true_classes, shown[1].astype(np.uint16), *found)
+def _pairs(video: Video, pred: Path) -> Iterator[tuple[FramePair, FramePair]]:
+    """Each frame by class, and as if all objects were of one class."""
+    true_lines, pred_lines = _read(video.truth, video.classes, video.listed), _read(pred, ALL_CLASSES, video.listed)
+    true_numbers, pred_numbers = (
+        {track: n for n, track in enumerate(sorted({line.track for lines in listed.values() for line in lines}), 1)}
+        for listed in (true_lines, pred_lines)
+    )
+    for frame in range(video.listed.length):
+        true = _drawn(true_lines.get(frame, []), true_numbers, video.listed.size)
+        found = _drawn(pred_lines.get(frame, []), pred_numbers, video.listed.size)
+        classes, instances = true.categories[true.places], true.tracks[true.places]
+        pairs = []
+        for counted, names in zip(_counted(video, true, found), (np.arange(256), NO_CLASSES), strict=True):
+            category, track = (np.where(counted, of, 0)[found.places] for of in (found.categories, found.tracks))
+            pairs.append(FramePair(video.name, frame, names[classes], instances, names[category], track))
+        yield pairs[0], pairs[1]
 
 
-def _forgive(ignored: frozenset[int], truth: tuple[np.ndarray, ...], pred: tuple[np.ndarray, ...]) -> None:
-    """Take out of `pred` the objects of ignored classes that no true one of their class meets with an IoU of 0.5.
-
-    Source: TrackEval. Masks do not overlap, so which objects match is no matter of assignment.
-    """
-    for category in ignored.intersection(distinct(pred[0]).tolist()):
-        true_tracks, pred_tracks = (np.where(maps[0] == category, maps[1], 0) for maps in (truth, pred))
-        areas = np.bincount(true_tracks.ravel())
-        for track in distinct(pred_tracks).tolist():
-            mask = pred_tracks == track
-            shared = np.bincount(true_tracks[mask], minlength=len(areas))
-            iou = shared / (areas + np.count_nonzero(mask) - shared)
-            if track and not (iou[1:] >= 0.5).any():
-                pred[0][mask] = pred[1][mask] = 0
-
-
-def _paint(lines: list[Line], numbers: dict[int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Classes, ignore regions by their codes, and numbers of tracks; regions lie under objects."""
-    classes, tracks = np.zeros(size, np.uint8), np.zeros(size, np.int32)
-    for line in sorted(
-        lines, key=lambda line: (line.category < rob_mots.IGNORE_FROM, line.category == rob_mots.IGNORE_FROM)
-    ):
-        require_size(np.empty((line.height, line.width)), classes, line.where)
+def _drawn(lines: list[Line], numbers: dict[int, int], size: tuple[int, int]) -> Drawn:
+    places, regions = np.zeros(size, np.int32), dict[int, np.ndarray]()
+    objects: list[Line] = []
+    sides = [0]
+    for line in lines:
         mask = decode_mask(line.rle, *size, line.where)
         if line.category >= rob_mots.IGNORE_FROM:
-            classes[mask] = line.category
+            regions[line.category] = regions.get(line.category, False) | mask
             continue
-        if tracks[mask].any():
-            raise DataError(f"{line.where}: the mask of track {line.track} overlaps another")
-        classes[mask], tracks[mask] = line.category, numbers[line.track]
-    return classes, tracks
+        if places[mask].any():
+            raise DataError(f"{line.where}: the mask overlaps that of track {objects[places[mask].max() - 1].track}")
+        objects.append(line)
+        places[mask] = len(objects)
+        sides.append(max(int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 for axis in (0, 1)) if mask.any() else 0)
+    categories = np.array([0, *(line.category for line in objects)], np.int32)
+    tracks = np.array([0, *(numbers[line.track] for line in objects)], np.int32)
+    return Drawn(places, categories, tracks, np.array(sides), regions)
+
+
+def _counted(video: Video, true: Drawn, found: Drawn) -> tuple[np.ndarray, np.ndarray]:
+    """Which predicted objects of a frame count by class, and without classes. Shape: (objects + 1,) each."""
+    count = len(found.categories)
+    shared = np.bincount((true.places * count + found.places).reshape(-1), minlength=len(true.categories) * count)
+    shared = shared.reshape(-1, count)
+    union = shared.sum(1, keepdims=True) + shared.sum(0) - shared
+    iou = shared / np.maximum(union, 1)
+    small = 8 * found.sides <= min(video.listed.size)
+    spared = np.isin(found.categories, list(video.listed.ignored))
+    foreign = ~np.isin(found.categories, list(video.classes))
+
+    by_class = np.zeros(count, bool)
+    for category in video.classes.intersection(found.categories[1:].tolist()):
+        rows, columns = np.flatnonzero(true.categories == category), np.flatnonzero(found.categories == category)
+        excused = small | spared | _inside(true, found, (rob_mots.IGNORE_FROM, rob_mots.IGNORE_FROM + category))
+        by_class[columns] = _without_excuse(iou[np.ix_(rows, columns)], excused[columns])
+    of_all = np.zeros(count, bool)
+    of_all[1:] = _without_excuse(iou[1:, 1:], (small | spared | foreign | _inside(true, found, true.regions))[1:])
+    return by_class, of_all
+
+
+def _inside(true: Drawn, found: Drawn, codes: Iterable[int]) -> np.ndarray:
+    """Which predicted objects have more than half of their pixels in the regions of these codes."""
+    count = len(found.categories)
+    ignored = np.zeros(found.places.shape, bool)
+    for code in codes:
+        ignored |= true.regions.get(code, False)
+    inside, area = (
+        np.bincount(places, minlength=count) for places in (found.places[ignored], found.places.reshape(-1))
+    )
+    return 2 * inside > area
+
+
+def _without_excuse(iou: np.ndarray, excused: np.ndarray) -> np.ndarray:
+    """Which predictions count: those that are matched, one to one, and of the others those that nothing excuses."""
+    scores = np.where(iou >= 0.5 - EPSILON, iou, 0)
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    counted = ~excused
+    counted[columns[scores[rows, columns] > 0]] = True
+    return counted

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from post_platform.datasets.files import read_lines
 from post_platform.errors import DataError
-from post_platform.metrics.results.pair import Pair, Results
+from post_platform.metrics.results.pair import FramePair, Results
 
 LINE = re.compile(r"(\S+)(?:\s+empty\s+([0-9]{1,9})\s+([0-9]{1,9}))?")
 
@@ -46,13 +46,12 @@ def within(results: Results, frames: Mapping[str, range | None], path: Path) -> 
     Raises: DataError while reading, naming the sequence and frame that is outside.
     """
 
-    def read(names: Sequence[str]) -> Iterator[Pair]:
+    def read(names: Sequence[str]) -> Iterator[FramePair]:
         for pair in results.read(names):
             allowed = frames.get(pair.sequence)
             if allowed is not None and pair.frame not in allowed:
-                raise DataError(
-                    f"{pair.sequence}: frame {pair.frame} is outside {allowed[0]}..{allowed[-1]}, which {path} gives"
-                )
+                where = pair.where or f"sequence {pair.sequence}"
+                raise DataError(f"{where}: frame {pair.frame} is outside {allowed[0]}..{allowed[-1]}, as {path} has it")
             yield pair
 
     counts = {name: len(found) if (found := frames.get(name)) else count for name, count in results.counts.items()}

@@ -12,9 +12,9 @@ from post_platform.datasets.files import decode_label_png, numbered, subfolders
 from post_platform.errors import DataError
 from post_platform.labels import UNIDENTIFIED, VOID, Contract, legal_classes, load_contract, thing_table
 from post_platform.metrics.results.pair import (
+    FramePair,
     ResultFrame,
     Results,
-    RunPair,
     choose,
     require_folder,
     require_frames,
@@ -35,7 +35,7 @@ def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] 
     work: dict[str, list[tuple[int, Path, Path]]] = {}
     for name in choose(list(true_folders), list(pred_folders), sequences, predictions):
         true_files, pred_files = (numbered(folders[name], (".png",)) for folders in (true_folders, pred_folders))
-        require_frames(list(true_files), list(pred_files), pred_folders[name])
+        require_frames(true_files, pred_files, pred_folders[name])
         work[name] = [(frame, path, pred_files[frame]) for frame, path in true_files.items()]
     contract = load_contract(dataset)
     counts = {name: len(frames) for name, frames in work.items()}
@@ -66,16 +66,17 @@ def write(dataset: str, frames: Iterable[ResultFrame], folder: Path) -> None:
         Image.fromarray(rgb).save(target)
 
 
-def _pairs(contract: Contract, sequence: str, frames: list[tuple[int, Path, Path]]) -> Iterator[RunPair]:
+def _pairs(contract: Contract, sequence: str, frames: list[tuple[int, Path, Path]]) -> Iterator[FramePair]:
     for frame, true_path, pred_path in frames:
         truth, pred = (decode_label_png(path, str(path), "RGB") for path in (true_path, pred_path))
-        require_size(pred, truth, str(pred_path))
+        require_size(pred.shape, truth.shape, str(pred_path))
         starts = _starts(truth, pred)
         classes, instances = _values(contract, truth, starts, true_path)
         pred_classes, pred_tracks = _values(contract, pred, starts, pred_path)
         instances[thing_table(contract)[classes] & (instances == 0)] = UNIDENTIFIED
         lengths = np.diff(starts, append=truth.shape[0] * truth.shape[1])
-        yield RunPair(sequence, frame, lengths, classes, instances, pred_classes, pred_tracks)
+        maps = (classes, instances, pred_classes, pred_tracks)
+        yield FramePair(sequence, frame, *maps, lengths=lengths, where=str(pred_path))
 
 
 def _starts(truth: np.ndarray, pred: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from post_platform.datasets.frame import FrameRef
 from post_platform.errors import DataError
 from post_platform.labels import load_contract
 from post_platform.metrics.results import panoptic_json
-from post_platform.metrics.results.pair import ResultFrame, Results
+from post_platform.metrics.results.pair import ResultFrame, Results, require_plain
+from post_platform.metrics.score import ScoredContract
 
 CONTRACT = load_contract("vipseg")
 NUMBER = re.compile(r"[0-9]{1,9}")
@@ -29,19 +30,20 @@ def read(truth: Path, predictions: Path, sequences: Sequence[str] | None) -> Res
 
     Raises: DataError when a frame has no prediction, or JSON and PNG of a frame disagree on its segments.
     """
-    found = _images(predictions)
-    if truth.suffix == ".json":
-        return panoptic_json.results(CONTRACT, _images(truth), panoptic_json.numbered, found, sequences, predictions)
-    return panoptic_json.results(
-        CONTRACT, _masks(truth), panoptic_json.labels(vipseg.label), found, sequences, predictions
-    )
+    file = panoptic_json.locate(truth)[0]
+    if file.is_file():
+        contract = panoptic_json.contract_of(CONTRACT, file)
+        true, found = _images(truth, contract), _images(predictions, contract)
+        return panoptic_json.results(contract, true, panoptic_json.numbered, found, sequences, predictions)
+    masks, found = _masks(truth), _images(predictions, CONTRACT)
+    return panoptic_json.results(CONTRACT, masks, panoptic_json.labels(vipseg.label), found, sequences, predictions)
 
 
 def write(frames: Iterable[ResultFrame], folder: Path) -> None:
     """Write `pred.json` and `pan_pred/<video>/<frame>.png`, frames called as the images are."""
     videos: list[dict[str, Any]] = []
     for video, group in groupby(frames, key=lambda frame: frame.sequence):
-        panoptic_json.require_plain(video, "vipseg")
+        require_plain(video, "vipseg")
         pngs = folder / "pan_pred" / video
         pngs.mkdir(parents=True, exist_ok=True)
         entries = [panoptic_json.write_image(frame, _stem(frame), pngs, _stem(frame), CONTRACT) for frame in group]
@@ -73,19 +75,19 @@ def _masks(path: Path) -> panoptic_json.Listed[FrameRef]:
     }
 
 
-def _images(path: Path) -> panoptic_json.Listed[panoptic_json.Annotation]:
-    """What a truth's JSON lists, or a folder of results, by video; a result's PNG has its image's id for a name."""
-    is_truth = path.suffix == ".json" and path.name != "pred.json"
-    if is_truth:
-        file, folder = path, path.parent / "panomasksRGB"
-    else:
-        parent = path.parent if path.name == "pred.json" else path
-        file, folder = parent / "pred.json", parent / "pan_pred"
-    known = {entry.id for entry in CONTRACT.classes}
+def _images(path: Path, contract: ScoredContract) -> panoptic_json.Listed[panoptic_json.Annotation]:
+    """What a JSON lists, by video; PNGs lie in folders of the videos."""
+    file, folder = panoptic_json.locate(path)
+    submitted = panoptic_json.submission(path)
+    if submitted:
+        file, folder = submitted / "pred.json", submitted / "pan_pred"
+    elif (file.parent / "panomasksRGB").is_dir():
+        folder = file.parent / "panomasksRGB"
+    known = {entry.id for entry in contract.classes}
     listed: panoptic_json.Listed[panoptic_json.Annotation] = {}
     for video, entries in _videos(file):
-        panoptic_json.require_plain(video, f"{file}, video {video!r}")
-        entries = entries if is_truth else panoptic_json.with_image_ids(file, entries, folder / video)
+        require_plain(video, f"{file}, video {video!r}")
+        entries = panoptic_json.with_image_ids(file, entries, folder / video) if submitted else entries
         found = panoptic_json.read_annotations(file, entries, folder / video, known)
         stems = {annotation.png.stem: annotation for annotation in found.values()}
         if video in listed or len(stems) < len(found) or not all(map(NUMBER.fullmatch, stems)):

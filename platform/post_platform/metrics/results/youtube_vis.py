@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,8 +30,12 @@ BLOCK = 1 << 20  # pixels whose overlaps are counted at once, in numbers that fl
 
 @dataclass(frozen=True)
 class Listed:
-    """A true or predicted track of one video: what the JSON says of it; `masks` has an entry per frame."""
+    """A true or predicted track of one video: what the JSON says of it; `masks` has an entry per frame.
 
+    `where` names the file and its place there.
+    """
+
+    where: str
     category: int
     crowd: bool
     score: float
@@ -61,8 +66,13 @@ def read(dataset: str, truth: Path, predictions: Path, sequences: Sequence[str] 
     def pairs(wanted: Sequence[str]) -> Iterator[FramePair]:
         return (pair for name in wanted for pair in _pairs(footage[name], found.get(footage[name].video.number, ())))
 
-    def average_precision() -> Families:
-        return {"ap": track_ap([_overlapping(entry, found.get(entry.video.number, ())) for entry in chosen], names)}
+    def average_precision(progress: Callable[[int], None]) -> Families:
+        videos, done = [], 0
+        for entry in sorted(chosen, key=lambda entry: entry.video.number):  # equal scores rank in this order
+            progress(done)
+            videos.append(_overlapping(entry, found.get(entry.video.number, ())))
+            done += len(entry.video.stamps)
+        return {"ap": track_ap(videos, names)}
 
     counts = {entry.video.name: len(entry.video.stamps) for entry in chosen}
     return Results(load_contract(dataset), counts, pairs, average_precision)
@@ -144,10 +154,14 @@ def _read_truth(dataset: str, path: Path) -> Iterator[Footage]:
             raise DataError(f"{path}: has no annotations, so there is nothing to score against")
         videos = youtube_vis.listed_videos(dataset, content, path)
         own: dict[int, list[Listed]] = {video.number: [] for video in videos}
+        ids = Counter(int(entry["id"]) for entry in content["annotations"])
+        if ids and max(ids.values()) > 1:
+            raise DataError(f"{path}: annotation {ids.most_common(1)[0][0]} is listed twice")
         for entry in sorted(content["annotations"], key=lambda entry: int(entry["id"])):
-            own[int(entry["video_id"])].append(_listed(dataset, entry, str(path)))
+            where = f"{path}, annotation {int(entry['id'])}"
+            own[int(entry["video_id"])].append(_listed(dataset, entry, 1.0, where))
         for video in videos:
-            _require_lengths(video, own[video.number], str(path))
+            _require_lengths(video, own[video.number])
             yield Footage(video, tuple(own[video.number]))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(f"{path}: malformed ({error!r})") from error
@@ -158,44 +172,45 @@ def _read_predictions(dataset: str, path: Path, footage: Mapping[int, Footage]) 
     if not isinstance(content, list):
         raise DataError(f"{path}: is not a list of tracks")
     found: dict[int, list[Listed]] = {}
-    try:
-        for entry in content:
-            number = int(entry["video_id"])
+    for place, entry in enumerate(content):
+        where = f"{path}, result {place}"
+        try:
+            number, score = int(entry["video_id"]), float(entry["score"])
             if number not in footage:
-                raise DataError(f"{path}: video {number} is not in the truth")
-            found.setdefault(number, []).append(_listed(dataset, entry, str(path)))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: malformed ({error!r})") from error
+                raise DataError(f"{where}: video {number} is not in the truth")
+            found.setdefault(number, []).append(_listed(dataset, entry, score, where))
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: malformed ({error!r})") from error
     for number, tracks in found.items():
-        _require_lengths(footage[number].video, tracks, str(path))
+        _require_lengths(footage[number].video, tracks)
     return {number: tuple(tracks) for number, tracks in found.items()}
 
 
-def _listed(dataset: str, entry: Mapping[str, Any], where: str) -> Listed:
-    category, score = int(entry["category_id"]), float(entry.get("score", 1.0))
+def _listed(dataset: str, entry: Mapping[str, Any], score: float, where: str) -> Listed:
+    category = int(entry["category_id"])
     if category not in {known.id for known in load_contract(dataset).classes}:
         raise DataError(f"{where}: unknown category {category}")
     if not np.isfinite(score):
         raise DataError(f"{where}: a score is {score}")
-    return Listed(category, bool(entry.get("iscrowd", 0)), score, tuple(entry["segmentations"]))
+    return Listed(where, category, bool(entry.get("iscrowd", 0)), score, tuple(entry["segmentations"]))
 
 
-def _require_lengths(video: youtube_vis.Video, tracks: Iterable[Listed], where: str) -> None:
+def _require_lengths(video: youtube_vis.Video, tracks: Iterable[Listed]) -> None:
     for track in tracks:
         if len(track.masks) != len(video.files):
             raise DataError(
-                f"{where}: video {video.number} ({video.name}) has {len(video.files)} frames, "
-                f"one of its tracks {len(track.masks)} masks"
+                f"{track.where}: video {video.number} ({video.name}) has {len(video.files)} frames, "
+                f"the track {len(track.masks)} masks"
             )
 
 
-def _decoded(video: youtube_vis.Video, tracks: Sequence[Listed], frame: int, what: str) -> NDArray[np.bool_]:
+def _decoded(video: youtube_vis.Video, tracks: Sequence[Listed], frame: int) -> NDArray[np.bool_]:
     """The masks of one frame. Shape: (tracks, H, W)."""
-    where = f"{what} of {video.name}/{video.stamps[frame]:06d}"
     masks = np.zeros((len(tracks), video.height, video.width), bool)
     for place, track in enumerate(tracks):
         if track.masks[frame] not in (None, []):
-            masks[place] = decode_mask(track.masks[frame], video.height, video.width, f"{where}, track {place + 1}")
+            where = f"{track.where}, video {video.number}, {video.files[frame]}"
+            masks[place] = decode_mask(track.masks[frame], video.height, video.width, where)
     return masks
 
 
@@ -203,8 +218,8 @@ def _pairs(footage: Footage, pred: Sequence[Listed]) -> Iterator[FramePair]:
     """Frames in which the smallest mask is on top, as in shards; numbers count the tracks of a video from 1."""
     video = footage.video
     for place, frame in enumerate(video.stamps):
-        classes, instances = _flat(_decoded(video, footage.truth, place, "truth"), footage.truth)
-        pred_classes, tracks = _flat(_decoded(video, pred, place, "prediction"), pred)
+        classes, instances = _flat(_decoded(video, footage.truth, place), footage.truth)
+        pred_classes, tracks = _flat(_decoded(video, pred, place), pred)
         yield FramePair(video.name, frame, classes, instances.astype(np.uint16), pred_classes, tracks)
 
 
@@ -227,8 +242,8 @@ def _overlapping(footage: Footage, pred: Sequence[Listed]) -> Video:
     true_sums, true_frames = np.zeros(len(true)), np.zeros(len(true))
     pred_sums, pred_frames = np.zeros(len(pred)), np.zeros(len(pred))
     for place in range(len(video.stamps)):
-        truth = _decoded(video, true, place, "truth").reshape(len(true), pixels)
-        found = _decoded(video, pred, place, "prediction").reshape(len(pred), pixels)
+        truth = _decoded(video, true, place).reshape(len(true), pixels)
+        found = _decoded(video, pred, place).reshape(len(pred), pixels)
         for start in range(0, pixels, BLOCK):
             block = np.s_[:, start : start + BLOCK]
             shared += found[block].astype(np.float32) @ truth[block].astype(np.float32).T
