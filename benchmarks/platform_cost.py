@@ -5,6 +5,8 @@ platform is everything from one step's data to the next one's: the ledger, healt
 processes on the same cores. What a commit costs is told beside it. The figure of a round is its median step.
 """
 
+from __future__ import annotations  # a class that travels to a worker has no names of this file in its annotations
+
 import argparse
 import json
 import os
@@ -69,10 +71,7 @@ def timed_worker(settings: dict) -> None:
     commits: list[float] = []
     loop.Worker = Timed  # type: ignore[misc]
     loop.local_batches = lambda shard, *arguments: in_memory(*arguments)  # type: ignore[assignment]
-    original(settings)
-
-
-original = loop.train_worker
+    loop.train_worker(settings)  # in a worker, where nothing has taken its place
 
 
 def on_the_platform(config: RunConfig) -> dict:
@@ -128,6 +127,7 @@ def main() -> None:
             found = on_the_platform(config)
             with tempfile.TemporaryDirectory() as place:
                 world_size = workers_of(config)[0]
+                os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for its workers
                 torch.multiprocessing.spawn(bare, (launch.prepare(config), place, world_size), world_size)
                 alone = json.loads(Path(place, "steps.json").read_text())
             times = [1e3 * statistics.median(one["steps"]) for one in (alone, found)]

@@ -1,7 +1,8 @@
 """A frame through `mlflow models serve` beside a frame given to the predictor: latency, and where the difference goes.
 
 The network is untrained, its last layers scaled so that it sees dozens of ragged objects; the frames are toy city's, as
-JPEG. Both sides take the frames of a video in turns, each in a process of its own with every core.
+JPEG. Both sides take the frames of a video in turns, each in a process of its own. OpenMP's threads sleep while they
+wait, on both sides: on a busy machine those that spin take ten times as long, now on one side and then on the other.
 """
 
 import argparse
@@ -27,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+os.environ["OMP_WAIT_POLICY"] = "passive"  # read by torch's OpenMP when it is loaded
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0:1] = [str(ROOT / "platform"), str(ROOT / "model")]
+
+import torch
 
 from post_model.network import Post
 from post_model.predictor import Predictor
@@ -199,9 +202,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=image_size, nargs="+", default=[(375, 1242), (512, 1024)], metavar="HxW")
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--threads", type=int, default=1, help="that compute, on each side (default: 1)")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    os.environ.update(QUIET)
+    os.environ.update(QUIET, OMP_NUM_THREADS=str(arguments.threads))
+    torch.set_num_threads(arguments.threads)
     from post_platform.experiment_registry import save_served
 
     results = {}
