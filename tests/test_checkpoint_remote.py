@@ -167,13 +167,11 @@ def test_a_writer_that_its_run_has_left_behind(run, tmp_path):
 def test_what_a_run_s_folder_holds_comes_with_the_checkpoint(tmp_path):
     newest = tmp_path / "step_00000004"
     newest.mkdir()
-    scores = {"step": 4, "mean": 0.5, "datasets": {"kitti_mots": {"PQ": 0.5}}}
-    state = {"config": "seed: 1\n", "mlflow_uri": "http://host", "mlflow_run_id": "abc", "scores": scores}
+    state = {"config": "seed: 1\n", "mlflow_uri": "http://host", "mlflow_run_id": "abc"}
     (newest / "state.json").write_text(json.dumps(state))
     (newest / "ledger.jsonl").write_text("a line\n")
     restore(tmp_path / "run", newest)
     assert (tmp_path / "run/config.yaml").read_text() == "seed: 1\n"
     known = json.loads((tmp_path / "run/run.json").read_text())
     assert known == {"mlflow_uri": "http://host", "mlflow_run_id": "abc"}
-    assert json.loads((tmp_path / "run/scores.json").read_text()) == scores
     assert (tmp_path / "run/ledger.jsonl").read_text() == "a line\n"

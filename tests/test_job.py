@@ -1,5 +1,6 @@
 """A run's first network: seeded, or filled from a checkpoint that fits, and refused by name where it does not."""
 
+import json
 import logging
 import shutil
 
@@ -31,6 +32,20 @@ def started(tmp_path_factory):
 
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("committed", "validated", "finished"),
+    [(None, None, False), (4, 4, False), (9, None, False), (9, 6, False), (9, 9, True), (12, 9, True)],
+)
+def test_a_run_is_finished_when_its_last_step_is_committed_and_validated(tmp_path, committed, validated, finished):
+    """A validation that was left for a stop is still to be made; of more steps than are asked for, none is."""
+    run = job(tmp_path, f"run.dir={tmp_path}", "run.name=run", "train.steps=9")
+    if committed:
+        run.store().commit(committed, lambda folder: (folder / "state.json").write_text('{"score": null}'), keep=1)
+    if validated:
+        (tmp_path / "scores.json").write_text(json.dumps({"step": validated}))
+    assert run.is_finished() is finished
 
 
 def test_the_seed_decides_the_weights(tmp_path):

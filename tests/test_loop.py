@@ -132,6 +132,10 @@ def test_metrics_reach_the_log_once_the_checkpoint_is_whole_and_training_goes_on
     assert (state["score"], state["scores"]["step"]) == (0.5, 3)
     assert store.best() == "step_00000003"
 
+    kept.validation(3, {"a": {"SQ": 0.25}}, 0.25, 1.0, committed=True)
+    assert (3, "val/a/SQ") in sent.sent, "of a committed step: nothing else would publish it"
+    assert json.loads((tmp_path / "scores.json").read_text())["mean"] == 0.25
+
     (tmp_path / "attempt").write_text("another's")
     with pytest.raises(PostError, match="continued by another process"):
         kept.commit(4, [], 0, model, optimizer)

@@ -24,6 +24,7 @@ from post_platform.config import load_config
 from post_platform.errors import ConfigError, DataError, PostError
 from post_platform.training import checkpoint, launch, lease, ledger, stopping
 from post_platform.training.checkpoint_store import Store
+from post_platform.training.job import Job
 from post_platform.training.relay import Relay, RelayHandler
 from post_platform.training.run_files import folder_of
 from post_platform.training.stopping import Request, Requests, request_checkpoint, stoppable
@@ -187,14 +188,14 @@ def test_what_ranks_elsewhere_say_stands_in_the_driver_s_files(tmp_path):
     assert (tmp_path / "progress.json").read_text() == '{"step": 3}'
 
 
-def committed(address, folder, steps, text="one line\n", scores=None):
+def committed(address, folder, steps, text="one line\n"):
     """Checkpoints of a run, each with its ledger."""
     store = Store(folder, f"{address}/checkpoints")
     store.claim()
     for step in steps:
 
         def write(path, step=step):
-            (path / "state.json").write_text(json.dumps({"step": step, "score": None, "scores": scores}))
+            (path / "state.json").write_text(json.dumps({"step": step, "score": None}))
             (path / ledger.NAME).write_text(text)
 
         store.commit(step, write, keep=3)
@@ -229,10 +230,11 @@ def test_ledgers_of_runs_on_s3(address, config, tmp_path):
 
 def test_what_a_run_ended_with_is_in_its_store(address, job, tmp_path):
     scores = {"step": 4, "mean": 0.5, "datasets": {"kitti_mots": {"PQ": 0.5}}}
-    store = committed(address, tmp_path / "one", (4,), scores=scores)
+    store = committed(address, tmp_path / "one", (4,))
     (job.folder / "scores.json").write_text('{"step": 2}')  # of a validation that was on this machine
-    job.store, job.mlflow_uri, job.mlflow_run_id = lambda: store, "http://host", "id"
-    found = launch.outcome(job)
+    storage.write_bytes(f"{address}/scores.json", json.dumps(scores).encode())
+    real = Job(job.config, (), (), (), (), {}, job.folder, "http://host", "id")
+    found = launch.outcome(real)
     assert (found.folder, found.checkpoint, found.scores) == (address, store.address(store.newest()), scores)
 
 

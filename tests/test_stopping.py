@@ -1,5 +1,6 @@
 """Signals that become a request to the workers, and what the ranks make of it; real clusters are in test_jobs.py."""
 
+import json
 import os
 import signal
 import time
@@ -147,27 +148,34 @@ def long_validation(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_validation_is_left_for_a_stop_and_made_when_the_run_goes_on(long_validation, tmp_path):
+@pytest.mark.parametrize("step", [8, 16], ids=["between", "last"])
+def test_a_validation_is_left_for_a_stop_and_made_when_the_run_goes_on(long_validation, tmp_path, step):
     settings = ("train.steps=16", "train.checkpoint_every=100", "eval.every=8", "eval.overlays=1")
     run = Run(long_validation, tmp_path, "run", 2, *settings)
     try:
         deadline = time.monotonic() + 240
-        while not inside(run.folder, "validation", 7):
+        while not inside(run.folder, "validation", step - 1):
             assert run.process.poll() is None, run.log.read_text()
             assert time.monotonic() < deadline, run.log.read_text()
             time.sleep(0.01)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.process.wait(120) == 1
-        assert run.log.read_text().endswith("error: run 'run' was stopped\n  the same command continues from step 8\n")
+        assert run.log.read_text().endswith(
+            f"error: run 'run' was stopped\n  the same command continues from step {step}\n"
+        )
         state = checkpoint.read_state(checkpoint.latest(run.folder / "checkpoints"))
-        assert (state["step"], state["scores"]) == (8, None)
+        assert state["step"] == step
+        assert (state["scores"] or {}).get("step") == (None if step == 8 else 8)
         again = Run(long_validation, tmp_path, "run", 2, *settings)
         again.finish()
     finally:
         run.end()
     assert logged(run.folder, "val/mean/score").keys() == {8, 16}
-    state = checkpoint.read_state(checkpoint.latest(run.folder / "checkpoints"))
-    assert (state["step"], state["scores"]["step"]) == (16, 16)
+    assert checkpoint.read_state(checkpoint.latest(run.folder / "checkpoints"))["step"] == 16
+    assert json.loads((run.folder / "scores.json").read_text())["step"] == 16
+    third = Run(long_validation, tmp_path, "run", 2, *settings)
+    third.finish()
+    assert "run run is already finished at step 16" in run.log.read_text()
 
 
 @pytest.mark.slow

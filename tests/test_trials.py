@@ -119,10 +119,20 @@ def test_trials_are_children_of_the_sweep_and_none_stays_running(tmp_path):
 
 def test_a_parent_that_is_stopped_is_killed_in_mlflow_and_so_are_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # this process's Ray is for other tests, too
+    monkeypatch.setattr(trials.cluster, "connect", lambda: "no Ray")
+    monkeypatch.setattr(trials, "room", lambda *_: (2, 3))
     config = load_config(None, [f"run.dir={tmp_path}", "run.name=sweep"])
+    saved, stored = [], tmp_path / "sweep.yaml"
+    record = SimpleNamespace(folder=tmp_path / "sweep", config=config, run_id=None)
+    record.save = lambda: saved.append(record.run_id)
+
+    def store():
+        stored.write_text("search.trials: 4\n")
+        return {"search.trials": 4}
 
     def stopped():
-        with parent(config, None, tmp_path / "sweep", "sweep") as children:
+        with parent(record, stored, store, None, "search.concurrent") as (children, together):
+            assert (together, record.config.train.workers, record.config.mlflow.uri) == (2, 3, children.parent.uri)
             begun.extend([children.parent.run_id, children.begin("sweep/trial_000", {})])
             raise KeyboardInterrupt
 
@@ -132,6 +142,9 @@ def test_a_parent_that_is_stopped_is_killed_in_mlflow_and_so_are_its_children(tm
     assert caught.value.hint == "the same command continues it"
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert [client.get_run(run_id).info.status for run_id in begun] == ["KILLED", "KILLED"]
+    assert saved == begun[:1]
+    assert client.get_run(begun[0]).data.params == {"search.trials": "4"}
+    assert [item.path for item in client.list_artifacts(begun[0])] == ["sweep.yaml"]
 
 
 def test_a_child_s_metrics_are_its_own_and_undefined_ones_are_none(tmp_path):

@@ -6,9 +6,9 @@ for any run. What the sweep knows is in `<run.dir>/<sweep>/trials.json`, the onl
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,7 @@ from post_platform.errors import PostError
 from post_platform.experiment_sweep import Children
 from post_platform.search_config import REFERENCE, SearchConfig, refuse_changes, searched, store, with_weights
 from post_platform.search_trial import Sweep, Trial, asha
-from post_platform.trials import Supply, alone, begin, check, parent, room, run_trials, with_workers
-
-logger = logging.getLogger(__name__)
+from post_platform.trials import Supply, alone, begin, check, parent, run_trials
 
 Report = Callable[[Trial], None]
 
@@ -50,21 +48,12 @@ def search(config: RunConfig, settings: SearchConfig, report: Report = lambda tr
         if stored.exists():
             refuse_changes(stored, config, settings)
         sweep = Sweep(folder, config, settings)
-        with parent(config, sweep.run_id, folder, "sweep") as children:
-            log = children.parent
-            sweep.run_id = log.run_id
-            keys = store(stored, config, settings)
-            sweep.save()
-            log.log_params(keys)
-            log.log_file(stored)
-            logger.info("%s", cluster.connect())
-            together, workers = room(config, settings.concurrent, "search.concurrent")
-            sweep.config = with_workers(config, workers, log.uri)
-            logger.info("trials at a time: %d, workers of each: %d", together, workers)
+        keep = partial(store, stored, config, settings)
+        with parent(sweep, stored, keep, settings.concurrent, "search.concurrent") as (children, together):
             _search(sweep, children, together, report)
             _repeat(sweep, children, together, report)
-            log_report(sweep, log)
-    return sweep, log.uri
+            log_report(sweep, children.parent)
+    return sweep, children.parent.uri
 
 
 def _search(sweep: Sweep, children: Children, together: int, report: Report) -> None:

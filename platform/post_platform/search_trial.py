@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from post_platform.atomic import replacing
+from post_platform import storage
 from post_platform.config import RunConfig
 from post_platform.errors import PostError
 from post_platform.search_config import SearchConfig, with_weights
@@ -65,8 +65,7 @@ class Sweep:
     def save(self) -> None:
         """Write the file anew, whole or not at all."""
         content = {"run_id": self.run_id, "trials": [asdict(trial) for trial in self.trials]}
-        with replacing(self.file) as file:
-            file.write(json.dumps(content, indent=1).encode())
+        storage.write_bytes(self.file, json.dumps(content, indent=1).encode())
 
     def add(self, trial: Trial) -> Trial:
         """Note a new trial."""

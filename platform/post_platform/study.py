@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from post_platform.study_state import Run, Study
 from post_platform.training.job import store_of
 from post_platform.training.run_files import folder_of
 from post_platform.training.spread import evaluate_checkpoint
-from post_platform.trials import Supply, alone, begin, check, parent, room, run_trials, with_workers
+from post_platform.trials import Supply, alone, begin, check, parent, run_trials
 
 logger = logging.getLogger(__name__)
 
@@ -57,25 +58,15 @@ def study(config: RunConfig, settings: StudyConfig, report: Report = lambda run:
         found = Study(folder, config, settings.seeds, parts, digests)
         for run in found.runs:
             check(found.config_of(run))
-        with parent(config, found.run_id, folder, "study") as children:
-            log = children.parent
-            found.run_id = log.run_id
-            keys = store(stored, config, settings)
-            found.save()
-            log.log_params(keys)
-            log.log_file(stored)
-            logger.info("%s", cluster.connect())
-            together, workers = room(config, settings.concurrent, "study.concurrent")
-            found.config = with_workers(config, workers, log.uri)
+        keep = partial(store, stored, config, settings)
+        with parent(found, stored, keep, settings.concurrent, "study.concurrent") as (children, together):
             supply = Runs(found, children, report)
-            logger.info(
-                "%d runs of %d steps, %d of them trained already; at a time: %d, workers of each: %d",
-                len(found.runs), config.train.steps, len(found.runs) - len(supply.waiting), together, workers,
-            )  # fmt: skip
+            done = len(found.runs) - len(supply.waiting)
+            logger.info("%d runs of %d steps, %d of them trained already", len(found.runs), config.train.steps, done)
             run_trials(folder, supply, FIFOScheduler(), len(supply.waiting), together)
             _score(found, children, {split.dataset: split for split in val}, report)
-            log_report(found, log)
-    return found, log.uri
+            log_report(found, children.parent)
+    return found, children.parent.uri
 
 
 class Runs(Supply):

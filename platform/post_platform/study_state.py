@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from post_platform.atomic import replacing
+from post_platform import storage
 from post_platform.config import RunConfig
 from post_platform.errors import ConfigError
 from post_platform.study_plan import Part, Recipe, recipes
@@ -79,8 +79,8 @@ class Study:
     def save(self) -> None:
         """Write the file anew, whole or not at all."""
         runs = [asdict(run) for run in self.known.values()]
-        with replacing(self.file) as file:
-            file.write(json.dumps({"run_id": self.run_id, "data": self.digests, "runs": runs}, indent=1).encode())
+        content = {"run_id": self.run_id, "data": self.digests, "runs": runs}
+        storage.write_bytes(self.file, json.dumps(content, indent=1).encode())
 
     def config_of(self, run: Run) -> RunConfig:
         """The configuration of a run: the study's, with the run's recipe and seed."""

@@ -12,18 +12,18 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from post_platform import cluster
-from post_platform.atomic import held, replacing
+from post_platform import cluster, storage
+from post_platform.atomic import held
 from post_platform.config import RunConfig
 from post_platform.errors import ConfigError, PostError
 from post_platform.experiment_log import ExperimentLog
@@ -36,7 +36,9 @@ from post_platform.training.job import Job
 from post_platform.training.optimise import Diverged
 from post_platform.training.run_files import ATTEMPT, LOCK, RUN, SCORES, STOP, folder_of
 from post_platform.training.vocabulary import class_names, thing_flags
-from post_platform.training.workers import workers_of
+from post_platform.training.workers import data_cpus, workers_of
+
+logger = logging.getLogger(__name__)
 
 ACTOR_CPUS = 0.01  # of the process that drives a trial; Tune refuses 0
 LOOK_EVERY = 0.5  # seconds between two looks for new scores
@@ -80,19 +82,50 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
+class Record(Protocol):
+    """What a parent knows of its trainings, in its folder: the configuration of all of them, and its own MLflow run."""
+
+    folder: Path
+    config: RunConfig
+    run_id: str | None
+
+    def save(self) -> None:
+        """Put it on disk."""
+
+
 @contextmanager
-def parent(config: RunConfig, run_id: str | None, folder: Path, what: str) -> Iterator[Children]:
+def parent(
+    record: Record, stored: Path, store: Callable[[], Mapping[str, object]], wanted: int | None, key: str
+) -> Iterator[tuple[Children, int]]:
     """The parent's MLflow run, begun or continued, while the block runs; however that ends, no child stays RUNNING.
 
-    Raises: PostError: it was stopped.
+    Args:
+        record: of the parent; its configuration gets the trainings' number of workers and their MLflow store.
+        stored: the parent's configuration as a file, which goes to MLflow.
+        store: writes it, and returns its keys; called once MLflow has answered.
+        wanted: trainings at a time; None: as many as fit.
+        key: the setting that says so.
+
+    Returns: the children, and how many train at a time.
+
+    Raises: PostError: it was stopped; or as `room`.
     """
+    config, what = record.config, stored.stem
     names = config.mlflow.uri, config.mlflow.experiment, config.run.name
-    log = ExperimentLog.open(*names, run_id, default_dir=Path(config.run.dir), folder=folder)
+    log = ExperimentLog.open(*names, record.run_id, default_dir=Path(config.run.dir), folder=record.folder)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     children = Children(log)
     try:
         children.end_running()
-        yield children
+        record.run_id = log.run_id
+        record.save()
+        log.log_params(store())
+        log.log_file(stored)
+        logger.info("%s", cluster.connect())
+        together, workers = room(config, wanted, key)
+        record.config = with_workers(config, workers, log.uri)
+        logger.info("at a time: %d, workers of each: %d", together, workers)
+        yield children, together
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -107,8 +140,8 @@ def parent(config: RunConfig, run_id: str | None, folder: Path, what: str) -> It
 def begin(children: Children, folder: Path, name: str, tags: Mapping[str, object]) -> str:
     """Begin a trial's MLflow run, and return its id; `run.json` makes the training in `folder` continue that one."""
     run_id = children.begin(name, tags)
-    with replacing(folder / RUN) as file:
-        file.write(json.dumps({"mlflow_uri": children.parent.uri, "mlflow_run_id": run_id}).encode())
+    content = json.dumps({"mlflow_uri": children.parent.uri, "mlflow_run_id": run_id})
+    storage.write_bytes(folder / RUN, content.encode())
     return run_id
 
 
@@ -128,14 +161,13 @@ def room(config: RunConfig, wanted: int | None, key: str) -> tuple[int, int]:
     """
     workers, gpus = workers_of(config)
     cpus = cluster.worker_cpus()
-    data = 2 if config.data.decode_on == "cluster" else 1
     places = 0
     for node in ray.nodes():
         if node["Alive"]:
             slots = int((node["Resources"].get("CPU", 0) - 1) / cpus)
             places += max(0, min(slots, int(node["Resources"].get("GPU", 0))) if gpus else slots)
     total = ray.cluster_resources()["CPU"]
-    fit = max(1, min(places // workers, int(total / (workers * cpus + data + ACTOR_CPUS))))
+    fit = max(1, min(places // workers, int(total / (workers * cpus + data_cpus(config) + ACTOR_CPUS))))
     if wanted and wanted > fit:
         raise ConfigError(
             f"{key}: Ray has room for {fit} trial{'s' * (fit > 1)} of {workers} workers, got {wanted}",

@@ -9,7 +9,6 @@ from typing import Any, TypeVar, cast
 from pydantic import Field, create_model
 
 from post_platform import storage
-from post_platform.atomic import replacing
 from post_platform.config import (
     KEYS,
     MAY_CHANGE_ON_RESUME,
@@ -74,8 +73,7 @@ def store(file: Path, config: RunConfig, section: str, settings: Config, leaving
     """
     values = {key: value for key, value in flatten(config).items() if key not in leaving}
     values |= {f"{section}.{name}": value for name, value in settings.model_dump(mode="json").items()}
-    with replacing(file) as content:
-        content.write(write(values).encode())
+    storage.write_bytes(file, write(values).encode())
     return values
 
 

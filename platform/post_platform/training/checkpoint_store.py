@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -96,11 +95,6 @@ class Store:
     def address(self, name: str) -> storage.Location:
         """Where a checkpoint is, for messages and for commands that take one."""
         return storage.join(self.remote, name) if self.remote else self.folder / name
-
-    def state(self, name: str) -> dict:
-        """What a checkpoint says of the run (`checkpoint.read_state`), wherever it is: nothing else is copied."""
-        found: dict = json.loads(storage.read_bytes(storage.join(self.address(name), checkpoint.STATE)))
-        return found
 
     def best(self) -> str | None:
         """Name of the checkpoint with the highest `val/mean/score`."""

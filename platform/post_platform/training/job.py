@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from post_platform.experiment_log import ExperimentLog
 from post_platform.shards.index import Split
 from post_platform.training import checkpoint
 from post_platform.training.checkpoint_store import Store
-from post_platform.training.run_files import LOGS, address_of, folder_of
+from post_platform.training.run_files import LOGS, SCORES, address_of, folder_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +91,14 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether the last step is committed, with the scores of a validation that was not left for a request."""
-        steps, store = self.config.train.steps, self.store()
-        name = store.newest()
-        if not name or checkpoint.step_of(name) != steps:
-            return bool(name) and checkpoint.step_of(name or "") > steps
-        return bool((store.state(name)["scores"] or {}).get("step") == steps)
+        committed, steps = self.committed_step(), self.config.train.steps
+        return committed > steps or (committed == steps and (self.scores() or {}).get("step") == steps)
+
+    def scores(self) -> dict[str, Any] | None:
+        """The last validation's: "step", "mean" and "datasets"; None where there was none."""
+        file = storage.join(self.shared, SCORES)
+        found: dict[str, Any] | None = json.loads(storage.read_bytes(file)) if storage.exists(file) else None
+        return found
 
     def norm(self, gpus_everywhere: bool, local_batch: int) -> Norm:
         """The network's normalisation: the configured one, else what a starting checkpoint stored, else by hardware.

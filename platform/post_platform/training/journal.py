@@ -84,20 +84,20 @@ class Journal:
         self.latest = {"loss": metrics["train/loss/total"], "frames_per_s": metrics["time/frames_per_s"]}
         self._progress(step)
 
-    def validation(self, step: int, scores: Scores, mean: float | None, seconds: float) -> None:
-        """Note the scores of a validation."""
+    def validation(
+        self, step: int, scores: Scores, mean: float | None, seconds: float, committed: bool = False
+    ) -> None:
+        """Note the scores of a validation; of a step that is committed already, publish them once that is whole."""
         metrics = {f"val/{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
         metrics |= {"val/mean/score": mean, "time/validation_s": seconds}
-        self._note(step, {name: value for name, value in metrics.items() if value is not None})
+        defined = {name: value for name, value in metrics.items() if value is not None}
+        if committed:
+            self.background.wait()
+            self.log.log_metrics(defined, step)
+        else:
+            self._note(step, defined)
         self.scores = {"step": step, "mean": mean, "datasets": scores}
-        (self.job.folder / SCORES).write_text(json.dumps(self.scores, indent=1))
-
-    def publish(self) -> None:
-        """Publish what was noted since the last checkpoint, once that is whole: of its own step, made after it."""
-        self.background.wait()
-        pending, self.pending = self.pending, []
-        for step, metrics in pending:
-            self.log.log_metrics(metrics, step)
+        storage.write_bytes(storage.join(self.job.shared, SCORES), json.dumps(self.scores, indent=1).encode())
 
     def pictures(self, step: int, pictures: Sequence[Picture], most: int) -> None:
         """Log image | truth | prediction of up to `most` frames per dataset."""
@@ -260,7 +260,4 @@ def restore(folder: Path, newest: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(state["config"])
     (folder / RUN).write_text(json.dumps({name: state[name] for name in ("mlflow_uri", "mlflow_run_id")}))
-    (folder / SCORES).unlink(missing_ok=True)
-    if state["scores"]:
-        (folder / SCORES).write_text(json.dumps(state["scores"], indent=1))
     shutil.copy(newest / NAME, folder / NAME)

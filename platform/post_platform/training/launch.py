@@ -28,7 +28,7 @@ from post_platform.training.doctor import refuse_before_training
 from post_platform.training.job import Job, plan_of, store_of
 from post_platform.training.journal import restore
 from post_platform.training.lease import leased
-from post_platform.training.run_files import ATTEMPT, CONFIG, LOCK, PROGRESS, RUN, SCORES, address_of, folder_of
+from post_platform.training.run_files import ATTEMPT, CONFIG, LOCK, PROGRESS, RUN, address_of, folder_of
 from post_platform.training.same_run import facts_of, refuse_changes, refuse_other_data
 from post_platform.training.splits import scored_splits, splits_of
 from post_platform.training.stopping import stoppable
@@ -193,11 +193,7 @@ def outcome(job: Job) -> Outcome:
     name = store.newest()
     assert name is not None
     newest = store.address(name)
-    if address_of(job.config):  # whose last validation may have been on another machine
-        scores = store.state(name)["scores"]
-    else:
-        file = job.folder / SCORES
-        scores = json.loads(file.read_text()) if file.exists() else None
+    scores = job.scores()
     if not scores:
         raise PostError(
             f"run {job.config.run.name!r} has trained {job.committed_step()} steps, not less than train.steps="

@@ -274,7 +274,7 @@ class Worker:
 
         A checkpoint that was committed so has no score, and is not among those that may be the best.
         """
-        while not self._validate():
+        while not self._validate(committed):
             if not committed:
                 self._commit()
             committed = True
@@ -283,13 +283,11 @@ class Worker:
                 return Request.STOP
         if not committed:
             self._commit()
-        elif self.journal:
-            self.journal.publish()
         if self.journal:
             self.journal.mixture(self.loader.plan)
         return Request.NOTHING
 
-    def _validate(self) -> bool:
+    def _validate(self, committed: bool) -> bool:
         """Whole validation sequences, spread over the ranks; rank 0 scores the merged tables.
 
         Returns: whether it was done; False on every rank where a request came first.
@@ -318,7 +316,7 @@ class Worker:
         if self.journal:
             whole = joined(found)
             scores = scores_of(whole.tables)
-            self.journal.validation(self.step, scores, mean_score(scores), time.perf_counter() - started)
+            self.journal.validation(self.step, scores, mean_score(scores), time.perf_counter() - started, committed)
             self.journal.pictures(self.step, whole.pictures, config.overlays)
             self.journal.breakdown(self.step, whole.tables, whole.timelines)
         return True
