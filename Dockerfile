@@ -22,6 +22,8 @@ RUN case "$VARIANT" in \
     && pip install --no-cache-dir --no-deps --requirement /tmp/wanted \
     && rm /tmp/requirements.lock /tmp/wanted
 
+# register.py reads the lock: a registered model names the versions that it runs with.
+COPY --chown=1000:1000 requirements.lock /home/ray/post/requirements.lock
 COPY --chown=1000:1000 platform /home/ray/post/platform
 COPY --chown=1000:1000 model /home/ray/post/model
 COPY --chown=1000:1000 pipelines /home/ray/post/pipelines

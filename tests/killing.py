@@ -72,11 +72,7 @@ class Run:
 
     def kill(self, case):
         """SIGKILL the case's victim at its moment."""
-        deadline = time.monotonic() + 300
-        while not inside(self.folder, case.moment, case.after):
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.0005)
+        wait_until(lambda: inside(self.folder, case.moment, case.after), self.process, self.log, pause=0.0005)
         time.sleep(case.jitter)
         if case.victim == "worker":
             os.kill(random.Random(case.after).choice(self._workers()), signal.SIGKILL)
@@ -104,6 +100,15 @@ class Run:
             except OSError:
                 continue
         return found
+
+
+def wait_until(ready, process, log, seconds=300, pause=0.05):
+    """Wait for something that a living process does."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(pause)
 
 
 def reached(folder):

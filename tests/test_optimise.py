@@ -286,6 +286,14 @@ def test_what_cannot_be_compiled_is_one_line():
         raise ZeroDivisionError
 
 
+@pytest.mark.parametrize("compiling", [False, True])
+def test_a_gpu_that_is_too_small_is_one_line(compiling):
+    small = r"^the GPU's memory is too small for a step: tried to allocate 9 GiB$"
+    with pytest.raises(PostError, match=small) as caught, optimise.explained(compiling):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB\nof which")
+    assert "train.accumulate" in caught.value.hint
+
+
 @pytest.mark.slow
 def test_a_compiled_network_trains_like_a_plain_one(tmp_path):
     from label_scenes import random_batch

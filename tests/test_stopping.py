@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from killing import Run, inside, logged, reached
+from killing import Run, inside, logged, reached, wait_until
 from ray.train.v2._internal.execution import context
 
 from post_platform import cluster, toycity
@@ -153,11 +153,7 @@ def test_a_validation_is_left_for_a_stop_and_made_when_the_run_goes_on(long_vali
     settings = ("train.steps=16", "train.checkpoint_every=100", "eval.every=8", "eval.overlays=1")
     run = Run(long_validation, tmp_path, "run", 2, *settings)
     try:
-        deadline = time.monotonic() + 240
-        while not inside(run.folder, "validation", step - 1):
-            assert run.process.poll() is None, run.log.read_text()
-            assert time.monotonic() < deadline, run.log.read_text()
-            time.sleep(0.01)
+        wait_until(lambda: inside(run.folder, "validation", step - 1), run.process, run.log, pause=0.01)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.process.wait(120) == 1
         assert run.log.read_text().endswith(
@@ -184,11 +180,7 @@ def test_a_run_on_this_machine_stops_with_a_checkpoint_of_its_step(toy_shards, t
     endless = ("train.steps=100000", "train.checkpoint_every=100000", "eval.every=0")
     run = Run(toy_shards, tmp_path, "run", 2, *endless)
     try:
-        deadline = time.monotonic() + 240
-        while reached(run.folder) < 5:
-            assert run.process.poll() is None, run.log.read_text()
-            assert time.monotonic() < deadline, run.log.read_text()
-            time.sleep(0.1)
+        wait_until(lambda: reached(run.folder) >= 5, run.process, run.log)
         os.kill(run.process.pid, number)
         assert run.process.wait(120) == 1
     finally:

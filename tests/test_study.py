@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from killing import SETTINGS
+from killing import SETTINGS, wait_until
 from matplotlib.collections import PathCollection
 from mlflow import MlflowClient
 from PIL import Image
@@ -307,11 +306,7 @@ def test_a_killed_study_goes_on_with_what_it_had(toy_shards, tmp_path):
 
     process = start(toy_shards, runs, log)
     try:
-        deadline = time.monotonic() + 900
-        while not any(run["state"] == "trained" for run in known().values()):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        wait_until(lambda: any(run["state"] == "trained" for run in known().values()), process, log, 900)
         process.kill()
         process.wait()
         before = known()

@@ -21,6 +21,7 @@ from post_platform.config import load_config
 from post_platform.errors import ConfigError, DataError, PostError
 from post_platform.shards.index import encode_index
 from post_platform.training import checkpoint, ledger, vocabulary
+from post_platform.training.doctor import checkpoint_bytes
 from post_platform.training.job import plan_of
 from post_platform.training.launch import prepare, train
 from post_platform.training.splits import splits_of
@@ -135,6 +136,12 @@ def test_scores_are_complete_and_the_checkpoint_is_whole(whole):
     assert names >= {"model.safetensors", "model.json", "optimizer.pt", "ledger.jsonl"}
     losses = steps_of(whole, "train/loss/total")[1]
     assert np.isfinite(losses).all()
+
+
+def test_the_doctor_knows_the_size_of_a_checkpoint(whole, toy_shards, runs):
+    classes = json.loads((whole.checkpoint / "model.json").read_text())["arguments"]["num_classes"]
+    expected = checkpoint_bytes(load_config(None, settings(toy_shards, runs, "whole")), classes)
+    assert sum(file.stat().st_size for file in whole.checkpoint.iterdir()) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_finished_run_says_so_and_stays_finished(whole, toy_shards, runs, caplog):

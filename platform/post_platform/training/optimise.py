@@ -324,12 +324,17 @@ def compiled(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def explained(compiling: bool) -> Iterator[None]:
-    """Turn what torch.compile cannot do, or a machine without a compiler, into one line.
+    """Turn a GPU that is too small, or what torch.compile cannot do (for want of a compiler, too), into one line.
 
-    Raises: PostError naming `train.compile`.
+    Raises: PostError naming `train.accumulate` or `train.compile`.
     """
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise PostError(
+            f"the GPU's memory is too small for a step: {str(error).splitlines()[0]}",
+            "a new run in smaller parts: train.accumulate, twice what it is; or a smaller data.crop",
+        ) from error
     except Exception as error:
         if not compiling or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
