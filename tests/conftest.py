@@ -1,8 +1,14 @@
 """What several test files share: a toy city small enough to convert in seconds."""
 
+import faulthandler
 from pathlib import Path
 
 import pytest
+
+
+def pytest_unconfigure():
+    """A thread that the process waits for after the last test shows where it is, and ends it, with an error."""
+    faulthandler.dump_traceback_later(120, exit=True)
 
 
 @pytest.fixture(scope="session")

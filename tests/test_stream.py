@@ -1,10 +1,14 @@
 """The stream deals the plan: every rank gets its part of every batch in order, at any world size and restart."""
 
 import gc
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +29,8 @@ from post_platform.data.stream import (
 )
 from post_platform.errors import DataError
 from post_platform.shards.index import read_split
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +140,9 @@ def test_bad_samples_are_named_and_bounded_over_batches(ray, loader, toy_shards,
     assert caplog.messages == [f"bad sample {n} of at most 100: {text}" for n, text in enumerate(problems, 1)]
     assert all(re.search(r"CRC-32 [0-9a-f]{8}, expected [0-9a-f]{8}$", text) for text in problems)
     strict = ClipLoader(plan, loader.rules, max_bad_samples=1)
+    dealt = stream(ray.put(strict), 0, 9, 1, decode_on)  # held, as long as its blocks are read
     with pytest.raises(DataError, match=r"^more than 1 samples could not be read; the last: kitti_step/train/"):
-        everything(stream(ray.put(strict), 0, 9, 1, decode_on), strict, range(9), 1)
+        everything(dealt, strict, range(9), 1)
 
 
 @pytest.mark.parametrize("start", range(7))
@@ -154,13 +161,10 @@ def test_a_run_of_a_million_steps_begins_as_a_short_one(ray, plan):
     whole = stream(stored, 5, 10**6, 1)  # held: what its tasks take is freed with it, and they would wait without end
     [shard] = whole.streaming_split(1, equal=True)
 
-    @ray.remote(
-        num_cpus=0
-    )  # an iterator that is left half-way has a thread, which must not outlive Ray in this process
+    @ray.remote(num_cpus=0)  # an iterator left half-way has a thread, which must not outlive Ray in this process
     def first(shard):
-        return _unpacked(next(iter(shard.iter_batches(batch_size=1, batch_format="pyarrow"))))["position"].to_pylist()[
-            :3
-        ]
+        block = next(iter(shard.iter_batches(batch_size=1, batch_format="pyarrow")))
+        return _unpacked(block)["position"].to_pylist()[:3]
 
     assert ray.get(first.remote(shard)) == [30, 31, 32]
 
@@ -168,5 +172,30 @@ def test_a_run_of_a_million_steps_begins_as_a_short_one(ray, plan):
 @pytest.mark.parametrize("decode_on", ["trainer", "cluster"])
 def test_a_stream_that_begins_elsewhere_than_the_run_is_an_error(ray, loader, decode_on):
     ray.data.DataContext.get_current().execution_options = data_config(decode_on)._user_execution_options
+    dealt = stream(ray.put(loader), 3, 12, 1, decode_on)  # held, as long as its blocks are read
     with pytest.raises(RuntimeError, match="the stream does not begin at step 2, rank 0 of 1"):
-        everything(stream(ray.put(loader), 3, 12, 1, decode_on), loader, range(2, 12), 1)
+        everything(dealt, loader, range(2, 12), 1)
+
+
+def test_a_reader_that_stops_before_ray_answers_does_not_hold_its_process(toy_shards):
+    """Ray waits without end for a dataset that is gone; whoever read it must still be able to leave."""
+    program = f"""
+import threading
+from post_platform.data.augment import Augmentation
+from post_platform.data.load import ClipLoader
+from post_platform.data.plan import Plan
+from post_platform.data.stream import local_batches
+from post_platform.shards.index import read_split
+
+class Silent:
+    def iter_batches(self, **options):
+        threading.Event().wait()
+        yield
+
+plan = Plan([read_split({str(toy_shards)!r}, "kitti_step", "train")], global_batch=2)
+batches = local_batches(Silent(), ClipLoader(plan, Augmentation((8, 8))), range(9), 0, 1)
+print(next(batches).position.tolist())
+"""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT / 'model'}"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=env)
+    assert (done.stdout, done.returncode) == ("[0, 1]\n", 0), done.stderr

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterable, Iterator
 from queue import Queue
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +24,7 @@ from post_platform.data.plan import Plan
 from post_platform.errors import DataError, StorageError
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 BATCHES_PER_BLOCK = 32  # of plan rows: one Ray task per batch does not scale, and a block of rows is a few kilobytes
 MOST_TASKS = 256  # that make plan rows; Ray prepares every task of a run before the first, a second per thousand
@@ -141,7 +140,7 @@ def local_batches(
         RuntimeError: the stream begins elsewhere than at `steps`.
     """
     bad = 0
-    for samples in _ahead(_batches(shard, loader, steps, rank, world_size)):
+    for samples in _ahead(_batches(shard, loader, steps, rank, world_size), BATCHES_AHEAD):
         for problem, hint in samples.replaced:
             bad += 1
             if bad > loader.max_bad_samples:
@@ -150,20 +149,15 @@ def local_batches(
         yield samples
 
 
-def _batches(
-    shard: DataIterator, loader: ClipLoader, steps: range, rank: int, world_size: int
-) -> Iterator[Callable[[], Samples]]:
-    """What makes each local batch, not yet called."""
+def _batches(shard: DataIterator, loader: ClipLoader, steps: range, rank: int, world_size: int) -> Iterator[Samples]:
+    """Each local batch, decoded when it is asked for; Ray starts meanwhile."""
     size = local_batch(loader.plan.global_batch, world_size)
-    with ThreadPoolExecutor(1, thread_name_prefix="stream") as thread:
-        blocks: Iterator[Any] = iter(
-            shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=BATCHES_AHEAD)
-        )
-        first = thread.submit(next, blocks, None)
-        known = local_rows(loader.plan, steps[:BATCHES_BEFORE], rank, world_size)
-        yield from (partial(loader.load, known.slice(row, size)) for row in range(0, known.num_rows, size))
-        block = first.result()
-    while block is not None:
+    blocks: Iterator[Any] = _ahead(
+        shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=BATCHES_AHEAD), 1
+    )
+    known = local_rows(loader.plan, steps[:BATCHES_BEFORE], rank, world_size)
+    yield from (loader.load(known.slice(row, size)) for row in range(0, known.num_rows, size))
+    for block in blocks:
         if "failed" in block.column_names:
             kind, message, hint = block["failed"][0].as_py()
             raise (StorageError if kind == "StorageError" else DataError)(message, hint)
@@ -173,29 +167,34 @@ def _batches(
             raise RuntimeError(f"the stream does not begin at step {steps.start}, rank {rank} of {world_size}")
         known = known.slice(seen)
         if "image" in block.column_names and not seen:
-            yield partial(_received, block, loader)
+            yield _received(block, loader)
         else:
-            yield from (partial(loader.load, rows.slice(row, size)) for row in range(seen, rows.num_rows, size))
-        block = next(blocks, None)
+            yield from (loader.load(rows.slice(row, size)) for row in range(seen, rows.num_rows, size))
 
 
-def _ahead(work: Iterable[Callable[[], Samples]]) -> Iterator[Samples]:
-    """Results in order, made by a thread that is some batches ahead of whoever reads them."""
-    ready: Queue[Samples | BaseException | None] = Queue(BATCHES_AHEAD)
+def _ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """The same items, made from now on by a thread that is `depth` of them ahead of whoever reads them.
+
+    The thread is a daemon: who stops reading leaves it where it waits, which nothing later has to wait for.
+    """
+    ready: Queue[tuple[Item] | BaseException | None] = Queue(depth)
 
     def fill() -> None:
         try:
-            for item in work:
-                ready.put(item())
+            for item in items:
+                ready.put((item,))
             ready.put(None)
         except BaseException as error:
             ready.put(error)
 
-    Thread(target=fill, name="batches", daemon=True).start()
-    while (found := ready.get()) is not None:
-        if isinstance(found, BaseException):
-            raise found
-        yield found
+    def read() -> Iterator[Item]:
+        while (found := ready.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found[0]
+
+    Thread(target=fill, name="ahead", daemon=True).start()
+    return read()
 
 
 def _received(block: pa.Table, loader: ClipLoader) -> Samples:
