@@ -4,6 +4,7 @@ Needs Debian's postgresql, and psycopg2-binary and Flask-WTF beside the lock's p
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
-from killing import STEPS, Run
+from killing import ROOT, SETTINGS, STEPS, Run
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -120,6 +121,41 @@ def test_a_training_lands_in_postgres_and_its_files_on_s3(postgres, bucket, dire
         assert status(address, Host="attacker.example") == 403, "a page elsewhere whose name now leads here"
     kept = direct.list_objects_v2(Bucket=bucket, Prefix="mlflow/")["Contents"]
     assert any(entry["Key"].endswith("/config.yaml") for entry in kept)
+
+
+def test_a_sweep_and_a_comparison_of_its_trials_go_through_the_team_s_server(
+    postgres, bucket, direct, toy_shards, tmp_path
+):
+    with server(tmp_path, postgres, bucket) as address:
+        name = f"mlflow.experiment=sweeps-{tmp_path.name}"
+        more = (f"data.root={toy_shards}", f"run.dir={tmp_path}", "run.name=sweep", f"mlflow.uri={address}", name)
+        search = ("train.workers=1", "train.checkpoint_every=8", "search.trials=2", "search.repeats=1")
+        pipeline("tune", *SETTINGS, *more, *search)
+        client = MlflowClient(address)
+        experiment = client.get_experiment_by_name(name.partition("=")[2])
+        runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+        parent = runs["sweep"]
+        trials = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert {"sweep/trial_000", "sweep/trial_001"} <= {run.info.run_name for run in trials}
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+        assert "best.yaml" in {Path(file.path).name for file in client.list_artifacts(parent.info.run_id)}
+        kept = direct.list_objects_v2(Bucket=bucket, Prefix="mlflow/")["Contents"]
+        assert any(parent.info.run_id in entry["Key"] and entry["Key"].endswith("best.yaml") for entry in kept)
+
+        said = tmp_path / "comparison.json"
+        between = ("sweep/trial_000", "sweep/trial_001", "--experiment", experiment.name, "--uri", address)
+        pipeline("compare", *between, "--out", str(tmp_path / "page.html"), "--json", str(said))
+        compared = json.loads(said.read_text())
+        assert [run["name"] for run in compared["runs"].values()] == ["sweep/trial_000", "sweep/trial_001"]
+        assert compared["ledgers"][0]["same"], "downloaded from S3: both trials saw the same data"
+        assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def pipeline(name, *arguments):
+    """Run one of the pipelines, which must end well."""
+    command = [sys.executable, str(ROOT / f"pipelines/{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_with_passwords_strangers_see_nothing_and_members_their_own(postgres, bucket, monkeypatch, tmp_path):

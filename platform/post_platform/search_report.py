@@ -219,12 +219,18 @@ def draw_parallel(trials: Sequence[Trial], names: Sequence[str]) -> Figure:
 
 
 def draw_sensitivity(trials: Sequence[Trial], names: Sequence[str], found: Verdict) -> Figure:
-    """Score over each weight: how flat the optimum is, told by the trials within the noise of the best."""
+    """Score over each weight: how flat the optimum is, told by the trials within the noise of the best.
+
+    A trial 0 that was stopped early is shown at the mean of its other seeds.
+    """
     from matplotlib.ticker import LogLocator
 
     complete, stopped = _ended(trials)
     best = complete[-1]
     top = best.score or 0.0
+    first = [(trial.weights, trial.score) for trial in complete if trial.number == 0]
+    if not first and found.reference_scores:  # stopped early, but its other seeds were not
+        first = [(trials[0].weights, statistics.fmean(found.reference_scores))]
     near = [trial for trial in complete if found.noise is not None and (trial.score or 0.0) >= top - found.noise]
     figure = _figure(4.2 * len(names), 4.0)
     sides = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
@@ -232,11 +238,12 @@ def draw_sensitivity(trials: Sequence[Trial], names: Sequence[str], found: Verdi
         if found.noise is not None:
             side.axhspan(top - found.noise, top, color="C0", alpha=0.12, linewidth=0, label="within noise of the best")
         for shown, style in (
-            (complete, {"s": 26, "color": "C0", "label": "complete"}),
-            ([trial for trial in complete if trial.number == 0], RING | {"marker": "*", "s": 150, "edgecolors": "C1"}),
-            ([best], RING | {"marker": "D", "s": 70, "edgecolors": "C3", "label": f"best: trial {best.number}"}),
-        ):
-            side.scatter([trial.weights[name] for trial in shown], [trial.score for trial in shown], **style)
+            ([(trial.weights, trial.score) for trial in complete], {"s": 26, "color": "C0", "label": "complete"}),
+            (first, RING | {"marker": "*", "s": 150, "edgecolors": "C1"}),
+            ([(best.weights, best.score)],
+             RING | {"marker": "D", "s": 70, "edgecolors": "C3", "label": f"best: trial {best.number}"}),
+        ):  # fmt: skip
+            side.scatter([weights[name] for weights, _ in shown], [score for _, score in shown], **style)
         # Their scores are those of fewer steps, so not on this scale.
         side.plot([trial.weights[name] for trial in stopped], [0.03] * len(stopped), "x", color=GREY, markersize=5,
                   transform=side.get_xaxis_transform(), label="stopped early")  # fmt: skip
