@@ -1,7 +1,8 @@
 """What a checkpoint costs the training: seconds of each part, and steps while one is written and uploaded.
 
-The store is moto's, over HTTP, in a process of its own on the same cores. Steps with and without a checkpoint in flight
-are measured in turns, on one thread.
+The store is moto's, over HTTP, in a process of its own with the lowest priority: it takes what the others leave of the
+same cores, as near as one machine comes to a store on another. Steps with and without a checkpoint in flight are
+measured in turns, on one thread.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from post_model.weights import save_model
 from post_platform import storage
 from post_platform.training import checkpoint
 from post_platform.training.checkpoint_store import Store
-from post_platform.training.checkpoint_writer import Background, snapshot
+from post_platform.training.checkpoint_writer import Background, save, snapshot
 
 CLASSES = 25
 
@@ -38,7 +39,7 @@ def start_store() -> subprocess.Popen:
         port = free.getsockname()[1]
     code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([sys.executable, "-c", code], **silent)  # type: ignore[call-overload]
+    server = subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", code], **silent)  # type: ignore[call-overload]
     keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_REGION": "us-east-1"}
     os.environ |= {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/bench", method="PUT")
@@ -76,7 +77,7 @@ def main() -> None:
 
     def write(folder: Path) -> None:
         save_model(folder, model, [f"c{i}" for i in range(CLASSES)], [True] * CLASSES)
-        torch.save(held["optimizer"], folder / "optimizer.pt")
+        save(held["optimizer"], folder / "optimizer.pt")
 
     for _ in range(3):
         step()

@@ -35,9 +35,12 @@ Location = str | Path
 T = TypeVar("T")
 SCHEME = "s3://"
 PART_BYTES = 16 << 20
-"""Size of a part; larger files are uploaded and downloaded in parts, up to `TRANSFER_THREADS` at a time."""
+"""Size of a part; larger files are uploaded and downloaded in parts, some at a time."""
 
-TRANSFER_THREADS = 8
+DOWNLOADS = 8
+UPLOADS = 2
+"""Parts at a time. Training waits for what it downloads; what it uploads goes beside its steps, which threads slow."""
+
 POOL_CONNECTIONS = 32
 """Kept open per process: 16 threads that read while a checkpoint is uploaded."""
 
@@ -234,7 +237,7 @@ def download(source: Location, local: Path) -> None:
         found = _head(client, bucket, key)
         file.seek(0)
         file.truncate()
-        client.download_fileobj(bucket, key, file, Config=_transfers())
+        client.download_fileobj(bucket, key, file, Config=_transfers(DOWNLOADS))
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         _verify(found, file.tell(), digest)
@@ -314,18 +317,18 @@ def _upload(path: Location, content: Callable[[], io.BytesIO | io.FileIO]) -> No
 
     def put(client: BaseClient, bucket: str, key: str) -> None:
         with content() as file:  # anew each time: the client closes it
-            client.upload_fileobj(file, bucket, key, ExtraArgs=about, Config=_transfers())
+            client.upload_fileobj(file, bucket, key, ExtraArgs=about, Config=_transfers(UPLOADS))
 
     _remotely(path, put)
 
 
-def _transfers() -> Any:
+def _transfers(threads: int) -> Any:
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(
         multipart_threshold=PART_BYTES,
         multipart_chunksize=PART_BYTES,
-        max_concurrency=TRANSFER_THREADS,
+        max_concurrency=threads,
         num_download_attempts=REQUEST_ATTEMPTS,
         preferred_transfer_client="classic",  # the other one ignores these settings
     )

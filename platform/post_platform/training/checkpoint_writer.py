@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -64,3 +66,12 @@ def snapshot(value: Any, held: Any = None) -> Any:
         known = held if isinstance(held, list | tuple) and len(held) == len(value) else [None] * len(value)
         return type(value)(snapshot(item, old) for item, old in zip(value, known, strict=True))
     return value
+
+
+def save(tree: Any, path: Path) -> None:
+    """Write a tree of tensors for `torch.load`, beside the training.
+
+    Given a path instead of a file, torch would hold Python's lock while it writes, and every step would wait for it.
+    """
+    with path.open("wb") as file:
+        torch.save(tree, file)
