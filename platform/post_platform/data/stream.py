@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.data import DataIterator, ExecutionOptions, ExecutionResources
+from ray.data import DataIterator, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
 from post_platform.data.load import PIXELS, ClipLoader, Samples, pixel_shape, too_many
 from post_platform.data.plan import Plan
@@ -66,7 +66,7 @@ def stream(
     numbers = ray.data.from_arrow([pa.table({"task": [number]}) for number in range(tasks)])
     rows = numbers.map_batches(
         _PlanBlocks(loader, range(start, steps), world_size, batches, blocks, tasks),
-        batch_size=None, batch_format="pyarrow", num_cpus=0.25, concurrency=2,
+        batch_size=None, batch_format="pyarrow", num_cpus=0.25, compute=TaskPoolStrategy(2),
     )  # fmt: skip
     rows.context.target_max_block_size = 1  # bytes: every row becomes a block of its own
     if decode_on == "trainer":
