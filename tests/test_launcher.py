@@ -17,9 +17,7 @@ from killing import ROOT, SETTINGS, STEPS
 
 TOOLS = ("/usr/sbin/sshd", "ssh", "rsync", "unshare", "ip", "ss", "curl")
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"
-SPARE = (
-    "127.0.0.4"  # not used: the autoscaler counts the head as one of as many nodes as there are addresses of workers
-)
+SPARE = "127.0.0.4"  # not used: the autoscaler counts the head as one of as many nodes as workers have addresses
 SSHD = """
 ListenAddress 127.0.0.2
 ListenAddress 127.0.0.3
@@ -42,6 +40,11 @@ def small(command, address, first_port):
     return command.replace("ray start", f"ray start {how}").replace("8076", str(first_port + len(names)))
 
 
+def apart(command):
+    """With a folder of its own: a node removes what it unpacks anew, and would take it from under the other's job."""
+    return command.replace("ray start", "ray start --temp-dir=/tmp/ray/worker")
+
+
 def on_loopback(config):
     """The launcher file with both machines on this host, without what needs systemd and the worker's `ray stop`."""
     head = [command for command in config["head_start_ray_commands"] if "mlflow" not in command]
@@ -51,7 +54,7 @@ def on_loopback(config):
         "provider": {"type": "local", "head_ip": HEAD, "worker_ips": [WORKER, SPARE]},
         "auth": {"ssh_user": "root", "ssh_private_key": "~/.ssh/id"},
         "head_start_ray_commands": [small(command, HEAD, 20_000) for command in head],
-        "worker_start_ray_commands": [small(command, WORKER, 21_000) for command in worker],
+        "worker_start_ray_commands": [apart(small(command, WORKER, 21_000)) for command in worker],
     }
 
 
