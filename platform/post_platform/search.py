@@ -153,13 +153,13 @@ class Search(Supply):
             trial.state, trial.reason = "failed", result["reason"]
             if not trial.number:  # nothing to compare with, and others fail as well, most likely
                 self.waiting, self.more = [], 0
-        self.sweep.save()
+        self.children.tag(trial.run_id, "sweep.end", f"{trial.state} at step {trial.step}")
+        self.sweep.save()  # last: a trial that is noted as ended is not looked at again
         for item in trial.reports:
             asked.report(item["score"], item["step"])
         ends = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
         value = trial.score if trial.state == "complete" else None
         self.study.tell(asked, value, state=ends.get(trial.state, TrialState.FAIL))
-        self.children.tag(trial.run_id, "sweep.end", f"{trial.state} at step {trial.step}")
         self.report(trial)
 
 
