@@ -16,7 +16,7 @@ quickstart: env  ## toy city -> shards -> training -> scores, in minutes (ARGS="
 test: env  ## the tests (ARGS="tests/test_config.py")
 	@"$(PYTHON)" -m pytest $(ARGS)
 
-test-cluster: env  ## training killed in ten random ways, and as a job on several nodes; about half an hour
+test-cluster: env  ## training killed in ten random ways, and as a job on several nodes; about 45 minutes
 	@POST_KILL_SEEDS="0 1 2 3 4 5 6 7 8 9" "$(PYTHON)" -m pytest tests/test_kills.py tests/test_jobs.py tests/test_stopping.py \
 		tests/test_node_failures.py tests/test_run_on_s3.py -m "slow or not slow" $(ARGS)
 
