@@ -1,7 +1,7 @@
-"""Memory and speed of predict.py on a long video: the process is looked at every second until it ends.
+"""Memory of predict.py on a long video: the process is looked at every second until it ends.
 
-The video is toy city's streets one after the other (PyAV, H.264), so that objects come and go all the time. Memory is
-that of the process after its first tenth of the frames, when everything is loaded, and after each later tenth.
+The video is toy city's streets one after the other (PyAV, H.264), so that objects come and go all the time. A row
+is a tenth of the frames, with the most memory that the process had meanwhile.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def write_video(path: Path, hours: float, height: int, width: int) -> int:
 
 
 def megabytes(process: int) -> float:
-    """Resident memory of a process."""
+    """Resident memory of a process; 0 once it has ended."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1e3
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), 0) / 1e3
 
 
 def main() -> None:

@@ -127,12 +127,12 @@ def test_a_sweep_and_a_comparison_of_its_trials_go_through_the_team_s_server(
     postgres, bucket, direct, toy_shards, tmp_path
 ):
     with server(tmp_path, postgres, bucket) as address:
-        name = f"mlflow.experiment=sweeps-{tmp_path.name}"
-        more = (f"data.root={toy_shards}", f"run.dir={tmp_path}", "run.name=sweep", f"mlflow.uri={address}", name)
+        place = (f"data.root={toy_shards}", f"run.dir={tmp_path}", "run.name=sweep")
+        store = (f"mlflow.uri={address}", "mlflow.experiment=sweeps")
         search = ("train.workers=1", "train.checkpoint_every=8", "search.trials=2", "search.repeats=1")
-        pipeline("tune", *SETTINGS, *more, *search)
+        pipeline("tune", *SETTINGS, *place, *store, *search)
         client = MlflowClient(address)
-        experiment = client.get_experiment_by_name(name.partition("=")[2])
+        experiment = client.get_experiment_by_name("sweeps")
         runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
         parent = runs["sweep"]
         trials = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

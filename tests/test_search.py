@@ -170,6 +170,19 @@ def test_what_happens_is_on_disk_before_the_next_thing(sweep):
     assert [text for _, text in found.children.tags] == ["complete at step 9", "stopped at step 1", "failed at step 0"]
 
 
+def test_a_kill_while_mlflow_is_told_of_an_end_leaves_it_to_be_told_again(sweep):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    found = searcher(sweep, more=1)
+    found.suggest("a")
+    found.children.tag = killed
+    with pytest.raises(KeyboardInterrupt):
+        found.on_trial_complete("a", scored(9, 0.5, done=True))
+    (trial,) = Sweep(sweep.folder, sweep.config, sweep.search).trials
+    assert trial.state == "running"
+
+
 def test_a_restart_feeds_optuna_what_has_ended(sweep):
     found = searcher(sweep, more=4)
     for name in "abcd":
