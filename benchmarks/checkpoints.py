@@ -30,6 +30,8 @@ from post_platform.training.checkpoint_store import Store
 from post_platform.training.checkpoint_writer import Background, save, snapshot
 
 CLASSES = 25
+BESIDE = 4.0  # seconds that steps beside a part are measured for
+Step = Callable[[], float]
 
 
 def start_store() -> subprocess.Popen:
@@ -85,7 +87,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            parts(folder, tree, write, held)
+            parts(folder, tree, write, held, step)
             store = Store(folder / "run", None if arguments.local else "s3://bench/run")
             store.claim()
             alone, beside, waited = [], [], []
@@ -117,26 +119,36 @@ def main() -> None:
             server.wait()
 
 
-def parts(folder: Path, tree: Callable[[], dict], write: Callable[[Path], None], held: dict) -> None:
-    """Seconds of each part by itself."""
+def parts(folder: Path, tree: Callable[[], dict], write: Callable[[Path], None], held: dict, step: Step) -> None:
+    """Seconds of each part by itself, and of a step meanwhile."""
     (folder / "parts").mkdir()
-    timed("write", lambda: write(folder / "parts"))
-    timed("fsync", lambda: list(map(checkpoint.sync, (folder / "parts").iterdir())))
-    timed("hash", lambda: [checkpoint.sha256(path) for path in (folder / "parts").iterdir()])
+    timed("write", lambda: write(folder / "parts"), step)
+    timed("fsync", lambda: list(map(checkpoint.sync, (folder / "parts").iterdir())), step)
+    timed("hash", lambda: [checkpoint.sha256(path) for path in (folder / "parts").iterdir()], step)
     files = list((folder / "parts").iterdir())
     if "AWS_ENDPOINT_URL" in os.environ:
         places = [f"s3://bench/parts/{path.name}" for path in files]
-        timed("upload", lambda: list(map(storage.upload_file, files, places)))
+        timed("upload", lambda: list(map(storage.upload_file, files, places)), step)
     timed("snapshot, new memory", lambda: snapshot(tree()))
     timed("snapshot, held memory", lambda: snapshot(tree(), held))
     print(f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 
 
-def timed(name: str, action: Callable[[], object]) -> None:
-    """Print how long an action takes."""
+def timed(name: str, action: Callable[[], object], step: Step | None = None) -> None:
+    """Print how long an action takes, and how long the steps beside some repetitions of it."""
     began = time.perf_counter()
     action()
-    print(f"{name:30} {time.perf_counter() - began:8.3f} s")
+    text = f"{name:30} {time.perf_counter() - began:8.3f} s"
+    if step:
+        task, ends, beside = Background(), time.perf_counter() + BESIDE, []
+        while time.perf_counter() < ends:
+            done: list[bool] = []
+            task.start(lambda done=done: (action(), done.append(True)))  # type: ignore[misc]
+            while not done:
+                beside.append(step())
+            task.wait()
+        text += f"   a step beside it {statistics.median(beside):.3f} s median, {statistics.mean(beside):.3f} s mean"
+    print(text, flush=True)
 
 
 def show(name: str, values: list[float]) -> None:
