@@ -27,7 +27,7 @@ from post_model.weights import save_model
 from post_platform import storage
 from post_platform.training import checkpoint
 from post_platform.training.checkpoint_store import Store
-from post_platform.training.checkpoint_writer import Background, save, snapshot
+from post_platform.training.checkpoint_writer import Background, save_tensors, snapshot
 
 CLASSES = 25
 BESIDE = 4.0  # seconds that steps beside a part are measured for
@@ -79,7 +79,7 @@ def main() -> None:
 
     def write(folder: Path) -> None:
         save_model(folder, model, [f"c{i}" for i in range(CLASSES)], [True] * CLASSES)
-        save(held["optimizer"], folder / "optimizer.pt")
+        save_tensors(held["optimizer"], folder / "optimizer.pt")
 
     for _ in range(3):
         step()

@@ -97,7 +97,7 @@ def checkpoint(backbone: str) -> None:
     from post_model.network import Post
     from post_model.weights import save_model
     from post_platform.training import checkpoint
-    from post_platform.training.checkpoint_writer import save, snapshot
+    from post_platform.training.checkpoint_writer import save_tensors, snapshot
 
     classes = 211
     model = Post(classes, backbone)
@@ -110,7 +110,7 @@ def checkpoint(backbone: str) -> None:
 
     def write(folder: Path) -> None:
         save_model(folder, model, [f"c{i}" for i in range(classes)], [True] * classes, {})
-        save(held["optimizer"], folder / "optimizer.pt")
+        save_tensors(held["optimizer"], folder / "optimizer.pt")
 
     with tempfile.TemporaryDirectory() as folder:
         seconds, path = timed(lambda: checkpoint.save(Path(folder), 1, write, keep=1))

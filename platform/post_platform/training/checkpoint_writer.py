@@ -68,7 +68,7 @@ def snapshot(value: Any, held: Any = None) -> Any:
     return value
 
 
-def save(tree: Any, path: Path) -> None:
+def save_tensors(tree: Any, path: Path) -> None:
     """Write a tree of tensors for `torch.load`, beside the training.
 
     Given a path instead of a file, torch would hold Python's lock while it writes, and every step would wait for it.

@@ -24,7 +24,7 @@ from post_platform.labels import load_contract, thing_table
 from post_platform.metrics.contingency import merge
 from post_platform.training import checkpoint
 from post_platform.training.checkpoint_store import Store
-from post_platform.training.checkpoint_writer import Background, save, snapshot
+from post_platform.training.checkpoint_writer import Background, save_tensors, snapshot
 from post_platform.training.evaluate import Picture, Scores
 from post_platform.training.job import Job
 from post_platform.training.ledger import EMPTY, NAME, Ledger, Seen, read
@@ -166,7 +166,7 @@ class Journal:
             save_model(folder, self.twin, names, self.job.thing_flags, projections(names))
             if ema:
                 save_weights(folder / "ema.safetensors", self.held["ema"])
-            save(self.held["optimizer"], folder / "optimizer.pt")
+            save_tensors(self.held["optimizer"], folder / "optimizer.pt")
             (folder / checkpoint.STATE).write_text(json.dumps(state, indent=1))
             shutil.copy(self.ledger.path, folder / NAME)
             (folder / HISTORY).write_text("".join(json.dumps(item) + "\n" for item in pending))
